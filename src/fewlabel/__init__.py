@@ -1,0 +1,1 @@
+"""Train a small segmentation model from a few labels, many unlabelled images and SAM."""

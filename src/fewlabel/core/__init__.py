@@ -1,0 +1,1 @@
+"""Types, masks, files and errors that every room shares."""

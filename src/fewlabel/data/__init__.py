@@ -1,0 +1,1 @@
+"""Reading, checking, splitting, augmenting and synthesising images with their labels."""

@@ -1,0 +1,1 @@
+"""Export, proof of parity and prediction."""

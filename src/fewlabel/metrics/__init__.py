@@ -1,0 +1,1 @@
+"""Scores: overlap (IoU, nIoU) and targets (Pd, Fa)."""

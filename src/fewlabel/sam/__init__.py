@@ -1,0 +1,1 @@
+"""Segment Anything models behind one interface, and the embedded nano-SAM."""

@@ -173,7 +173,8 @@ class Instances:
 
     def select(self, index: np.ndarray | Sequence[int]) -> "Instances":
         """The instances at `index`: integers, or a bool `(N,)` choice."""
-        chosen = np.arange(len(self))[np.asarray(index)] if len(self) else np.zeros(0, dtype=np.int64)
+        wanted = np.asarray(index)
+        chosen = np.arange(len(self))[wanted] if wanted.size else np.zeros(0, dtype=np.int64)
         return replace(
             self,
             rles=tuple(self.rles[i] for i in chosen),

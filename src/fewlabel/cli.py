@@ -1,0 +1,252 @@
+"""The command line: one thin function per command, heavy imports inside, so that help is instant."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fewlabel.core.errors import FewlabelError
+
+app = typer.Typer(
+    name="fewlabel",
+    help="A few labelled images, a folder of unlabelled ones, and SAM: train a small segmentation model.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+RecipePath = Annotated[Path, typer.Argument(help="Recipe in YAML; `recipes/` holds some.", metavar="RECIPE")]
+Out = Annotated[Path | None, typer.Option("--out", help="Run folder; runs/NAME by default.")]
+Sets = Annotated[list[str] | None, typer.Option("--set", help="Change a value, as in split.fraction=0.2; repeatable.")]
+Redo = Annotated[bool, typer.Option("--redo", help="Replace stages that other settings made.")]
+KeepGoing = Annotated[bool, typer.Option("--keep-going", help="List unusable images in rejected.csv and go on.")]
+Threads = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads; the library's choice by default.")]
+
+
+@app.callback()
+def common(debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False) -> None:
+    """Options before the command."""
+    global _debug
+    _debug = debug
+
+
+_debug = False
+
+
+def _execute(
+    until: str,
+    recipe: Path,
+    out: Path | None,
+    sets: list[str] | None,
+    redo: bool,
+    keep_going: bool,
+    threads: int | None,
+) -> None:
+    """Run the stages of a recipe up to and including one."""
+    from fewlabel.pipeline.folder import STAGES
+    from fewlabel.pipeline.run import Run
+    from fewlabel.recipe import load_recipe
+
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+    settings = load_recipe(recipe, tuple(sets or ()))
+    run = Run(settings, out or Path("runs") / settings.name, keep_going=keep_going, redo=redo)
+    run.execute(next(stage for stage in STAGES if stage == until))
+
+
+@app.command()
+def run(
+    recipe: RecipePath,
+    out: Out = None,
+    sets: Sets = None,
+    redo: Redo = False,
+    keep_going: KeepGoing = False,
+    threads: Threads = None,
+) -> None:
+    """Do every stage of a recipe, from check to report; a stage that is done is skipped."""
+    _execute("report", recipe, out, sets, redo, keep_going, threads)
+
+
+@app.command()
+def demo(out: Out = None, threads: Threads = None) -> None:
+    """Run the main job on rendered infrared scenes with the embedded nano-SAM."""
+    import torch
+
+    from fewlabel.pipeline.demo import run_demo
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    run_demo(out or Path("runs") / "demo")
+
+
+@app.command()
+def check(
+    data: Annotated[Path, typer.Argument(help="A data set's folder, or a recipe.", metavar="DATA")],
+    out: Out = None,
+    sets: Sets = None,
+    redo: Redo = False,
+    keep_going: KeepGoing = False,
+    threads: Threads = None,
+) -> None:
+    """Decode every image and mask once and say what is there and what is wrong."""
+    if data.is_dir():
+        from fewlabel.pipeline.run import check_folder
+
+        check_folder(data, keep_going=keep_going, out=out)
+    else:
+        _execute("check", data, out, sets, redo, keep_going, threads)
+
+
+@app.command()
+def split(
+    recipe: RecipePath, out: Out = None, sets: Sets = None, redo: Redo = False, keep_going: KeepGoing = False
+) -> None:
+    """Choose the labelled, validation and unlabelled images."""
+    _execute("split", recipe, out, sets, redo, keep_going, None)
+
+
+@app.command()
+def teach(
+    recipe: RecipePath,
+    out: Out = None,
+    sets: Sets = None,
+    redo: Redo = False,
+    keep_going: KeepGoing = False,
+    threads: Threads = None,
+) -> None:
+    """Adapt SAM into an expert teacher on the labelled images."""
+    _execute("teach", recipe, out, sets, redo, keep_going, threads)
+
+
+@app.command()
+def label(
+    recipe: RecipePath,
+    out: Out = None,
+    sets: Sets = None,
+    redo: Redo = False,
+    keep_going: KeepGoing = False,
+    threads: Threads = None,
+) -> None:
+    """Let the teacher label the unlabelled images."""
+    _execute("label", recipe, out, sets, redo, keep_going, threads)
+
+
+@app.command()
+def train(
+    recipe: RecipePath,
+    out: Out = None,
+    sets: Sets = None,
+    redo: Redo = False,
+    keep_going: KeepGoing = False,
+    threads: Threads = None,
+) -> None:
+    """Train the student on labels and pseudo-labels."""
+    _execute("train", recipe, out, sets, redo, keep_going, threads)
+
+
+@app.command()
+def baselines(
+    recipe: RecipePath,
+    out: Out = None,
+    sets: Sets = None,
+    redo: Redo = False,
+    keep_going: KeepGoing = False,
+    threads: Threads = None,
+) -> None:
+    """Train the baselines that the recipe compares with; needs no teacher."""
+    _execute("baselines", recipe, out, sets, redo, keep_going, threads)
+
+
+@app.command("eval")
+def evaluate(
+    recipe: RecipePath,
+    out: Out = None,
+    sets: Sets = None,
+    redo: Redo = False,
+    keep_going: KeepGoing = False,
+    threads: Threads = None,
+) -> None:
+    """Score the students on the test list."""
+    _execute("eval", recipe, out, sets, redo, keep_going, threads)
+
+
+@app.command()
+def report(
+    recipe: RecipePath,
+    out: Out = None,
+    sets: Sets = None,
+    redo: Redo = False,
+    keep_going: KeepGoing = False,
+    threads: Threads = None,
+) -> None:
+    """Write report.html: scores, curves, priors, router weights, pseudo-labels and results."""
+    _execute("report", recipe, out, sets, redo, keep_going, threads)
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="Run folder with a trained student.", metavar="RUN")],
+    out: Annotated[Path | None, typer.Option("--out", help="The ONNX file; RUN/model.onnx by default.")] = None,
+    method: Annotated[str, typer.Option("--method", help="Which of the run's students.")] = "fewlabel",
+    images: Annotated[int, typer.Option("--images", min=1, help="Test images for the parity proof.")] = 16,
+) -> None:
+    """Write the student as ONNX and prove that it gives the network's masks on real images."""
+    from fewlabel.pipeline.export import export_run
+
+    export_run(run, out or run / "model.onnx", method=method, images=images)
+
+
+@app.command()
+def predict(
+    model: Annotated[Path, typer.Argument(help="Exported model (.onnx).", metavar="MODEL")],
+    images: Annotated[Path, typer.Argument(help="An image or a folder of images.", metavar="IMAGES")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for masks, overlays and predictions.json.")],
+    keep_going: KeepGoing = False,
+) -> None:
+    """Segment images with an exported model: masks, overlays and COCO JSON."""
+    from fewlabel.deploy.predict import predict_folder
+
+    predict_folder(model, images, out, keep_going=keep_going)
+    print(f"predictions: {out / 'predictions.json'}")
+
+
+@app.command()
+def pretrain(
+    out: Annotated[Path, typer.Option("--out", help="Folder for log, checkpoints and weights.")] = Path(
+        "runs/nano-sam"
+    ),
+    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Optimiser steps; the card's by default.")] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
+    threads: Threads = None,
+) -> None:
+    """Train nano-SAM on rendered infrared scenes and objects with SAM's recipe."""
+    import torch
+
+    from fewlabel.sam.pretrain import PretrainConfig, pretrain
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    config = PretrainConfig() if steps is None else PretrainConfig(steps=steps)
+    result = pretrain(config, out, seed=seed)
+    print(f"nano-SAM: {result.steps} steps in {result.seconds:.0f} s, weights in {result.folder}")
+
+
+def main() -> None:
+    """Entry point: a user's error is one sentence on standard error and status 2."""
+    try:
+        app()
+    except FewlabelError as error:
+        if _debug:
+            raise
+        print(f"fewlabel: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt as stop:
+        print(f"fewlabel: {stop or 'stopped'}; the same command goes on from here.", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

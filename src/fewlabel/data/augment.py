@@ -1,0 +1,241 @@
+"""Training crops: where they are cut, how they are turned, scaled and varied in intensity.
+
+The rule that makes these crops fit for small targets: a target with a pixel inside the crop is never lost. Quarter
+turns and flips move pixels without resampling; after scaling every 8-connected target keeps at least one pixel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor
+from torch.nn import functional as F
+
+from fewlabel.core.masks import components
+
+
+class AugmentConfig(BaseModel):
+    """How training crops vary. Intensities are in units of the image's standard deviation (images are standardised)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    target_probability: float = Field(0.7, ge=0, le=1, description="share of crops placed so that they hold a target")
+    turns: bool = Field(True, description="flips and quarter turns, all eight equally likely")
+    scale_probability: float = Field(0.5, ge=0, le=1, description="share of crops that are scaled")
+    scale_low: float = Field(0.75, ge=0.5, le=1, description="smallest scale: 0.75 shows targets at 3/4 of their size")
+    scale_high: float = Field(1.33, ge=1, le=4, description="largest scale")
+    gain: float = Field(0.2, ge=0, le=1, description="contrast factor, log-uniform in exp(-gain)..exp(gain)")
+    offset: float = Field(0.2, ge=0, le=5, description="brightness shift, uniform in -offset..offset")
+    gamma: float = Field(0.25, ge=0, le=1, description="exponent on the range, log-uniform in exp(-gamma)..exp(gamma)")
+    noise: float = Field(0.05, ge=0, le=1, description="largest standard deviation of added white noise")
+
+    @model_validator(mode="after")
+    def _scales_are_ordered(self) -> AugmentConfig:
+        # The single bounds already keep low <= 1 <= high; this guards against a later change of the bounds.
+        if self.scale_low > self.scale_high:
+            raise ValueError(f"scale_low {self.scale_low} is above scale_high {self.scale_high}")
+        return self
+
+
+@dataclass(frozen=True)
+class Patch:
+    """A whole image made ready for cropping.
+
+    Attributes:
+        image: float32 (H, W), standardised over the whole image, as the networks see it when deployed.
+        target: bool (H, W).
+        weight: float32 (H, W), 1 = counts in the loss, 0 = ignored.
+    """
+
+    image: np.ndarray
+    target: np.ndarray
+    weight: np.ndarray
+
+    @cached_property
+    def boxes(self) -> np.ndarray:
+        """int64 (N, 4): first row, first column, row and column after the last, of every 8-connected target."""
+        labels, count = components(self.target)
+        if not count:
+            return np.zeros((0, 4), np.int64)
+        rows, columns = np.nonzero(labels)
+        index = labels[rows, columns] - 1
+        boxes = np.empty((count, 4), np.int64)
+        boxes[:, :2], boxes[:, 2:] = np.iinfo(np.int64).max, 0
+        np.minimum.at(boxes[:, 0], index, rows)
+        np.minimum.at(boxes[:, 1], index, columns)
+        np.maximum.at(boxes[:, 2], index, rows + 1)
+        np.maximum.at(boxes[:, 3], index, columns + 1)
+        return boxes
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Crops as a network takes them.
+
+    Attributes:
+        images: float32 (B, 1, S, S), standardised (up to the intensity jitter).
+        targets: float32 (B, 1, S, S), 0 or 1.
+        weights: float32 (B, 1, S, S), 1 = counts in the loss, 0 = ignored.
+    """
+
+    images: Tensor
+    targets: Tensor
+    weights: Tensor
+
+
+def crop_batch(patches: Sequence[Patch], size: int, rng: np.random.Generator, config: AugmentConfig) -> Batch:
+    """Cut and vary one crop of ``size`` x ``size`` pixels from each patch.
+
+    Images smaller than the crop are continued by reflection (image, target and weight alike).
+
+    Args:
+        patches: B patches of any sizes >= 1 x 1.
+        size: Side S of the crops.
+        rng: The only source of randomness.
+        config: How crops vary.
+
+    Returns:
+        The batch of B crops, in the order of ``patches``.
+    """
+    images = np.empty((len(patches), 1, size, size), np.float32)
+    targets = np.empty_like(images)
+    weights = np.empty_like(images)
+    for i, patch in enumerate(patches):
+        image, target, weight = crop(patch, size, rng, config)
+        images[i, 0] = jitter(image, rng, config)
+        targets[i, 0] = target
+        weights[i, 0] = weight
+    return Batch(torch.from_numpy(images), torch.from_numpy(targets), torch.from_numpy(weights))
+
+
+def crop(
+    patch: Patch, size: int, rng: np.random.Generator, config: AugmentConfig
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Geometry of one crop: place, scale, turn.
+
+    Returns:
+        image float32, target bool and weight float32, each (size, size); views of the patch where nothing is resampled.
+    """
+    side = size
+    if rng.random() < config.scale_probability:
+        low, high = np.log(config.scale_low), np.log(config.scale_high)
+        side = max(1, round(size / float(np.exp(rng.uniform(low, high)))))
+    top, left = _place(patch, side, rng, config.target_probability)
+    image, target, weight = (cut(plane, top, left, side) for plane in (patch.image, patch.target, patch.weight))
+    if side != size:
+        image, target, weight = resize(image, target, weight, size)
+    if config.turns:
+        turn = int(rng.integers(8))
+        image, target, weight = (turned(plane, turn) for plane in (image, target, weight))
+    return image, target, weight
+
+
+def cut(plane: np.ndarray, top: int, left: int, side: int) -> np.ndarray:
+    """The (side, side) window of a (H, W) plane whose first pixel is (top, left); reflected outside the plane."""
+    height, width = plane.shape
+    if top >= 0 and left >= 0 and top + side <= height and left + side <= width:
+        return plane[top : top + side, left : left + side]
+    return plane[np.ix_(_reflected(top, side, height), _reflected(left, side, width))]
+
+
+def turned(plane: np.ndarray, turn: int) -> np.ndarray:
+    """One of the eight flips and quarter turns of a square, 0 <= turn < 8; a view."""
+    plane = np.rot90(plane, turn % 4)
+    return plane[:, ::-1] if turn >= 4 else plane
+
+
+def resize(
+    image: np.ndarray, target: np.ndarray, weight: np.ndarray, size: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Scale a square window to ``size``; every 8-connected target keeps at least one pixel.
+
+    The image is interpolated bilinearly (antialiased when shrinking), the target likewise and cut at one half, the
+    weight takes the nearest pixel. A target that falls below one half everywhere gets back the pixel under its own
+    pixel nearest to its centroid.
+
+    Args:
+        image: float32 (s, s).
+        target: bool (s, s).
+        weight: float32 (s, s).
+        size: New side.
+
+    Returns:
+        The three planes at (size, size).
+    """
+    side = image.shape[0]
+    shrinks = size < side
+    pair = torch.from_numpy(np.stack([image, target.astype(np.float32)]))[None]
+    scaled = F.interpolate(pair, (size, size), mode="bilinear", align_corners=False, antialias=shrinks)[0].numpy()
+    nearest = np.minimum(((np.arange(size) + 0.5) * side / size).astype(np.int64), side - 1)
+    grid = np.ix_(nearest, nearest)
+    new_target, new_weight = scaled[1] >= 0.5, weight[grid]
+    labels, count = components(target)
+    if count:
+        kept = np.zeros(count + 1, bool)
+        kept[labels[grid][new_target]] = True
+        for number in np.flatnonzero(~kept[1:]) + 1:
+            rows, columns = np.nonzero(labels == number)
+            near = int(np.argmin((rows - rows.mean()) ** 2 + (columns - columns.mean()) ** 2))
+            row, column = (int((value[near] + 0.5) * size / side) for value in (rows, columns))
+            new_target[row, column] = True
+            new_weight[row, column] = weight[rows[near], columns[near]]
+    return scaled[0], new_target, new_weight
+
+
+def jitter(image: np.ndarray, rng: np.random.Generator, config: AugmentConfig) -> np.ndarray:
+    """Vary a standardised crop: gamma on its own range, gain, offset, white noise; a new float32 array."""
+    gamma = float(np.exp(rng.uniform(-config.gamma, config.gamma)))
+    gain = float(np.exp(rng.uniform(-config.gain, config.gain)))
+    offset = float(rng.uniform(-config.offset, config.offset))
+    sigma = float(rng.uniform(0, config.noise))
+    low, high = float(image.min()), float(image.max())
+    varied = np.array(image, np.float32)
+    if gamma != 1 and high > low:
+        varied -= np.float32(low)
+        varied /= np.float32(high - low)
+        np.power(varied, np.float32(gamma), out=varied)
+        varied *= np.float32(high - low)
+        varied += np.float32(low)
+    varied *= np.float32(gain)
+    varied += np.float32(offset)
+    if sigma:
+        varied += np.float32(sigma) * rng.standard_normal(varied.shape, np.float32)
+    return varied
+
+
+def _place(patch: Patch, side: int, rng: np.random.Generator, target_probability: float) -> tuple[int, int]:
+    """First row and column of a window; negative where the image is smaller than the window."""
+    height, width = patch.image.shape
+    biased = rng.random() < target_probability
+    if not biased or not len(patch.boxes):
+        return _offset(height, side, rng), _offset(width, side, rng)
+    y0, x0, y1, x1 = (int(value) for value in patch.boxes[rng.integers(len(patch.boxes))])
+    if y1 - y0 > side or x1 - x0 > side:
+        # The target does not fit: hold one of its pixels instead of an edge of its box, which may be background.
+        rows, columns = np.nonzero(patch.target[y0:y1, x0:x1])
+        one = int(rng.integers(len(rows)))
+        y0, x0 = y0 + int(rows[one]), x0 + int(columns[one])
+        y1, x1 = y0 + 1, x0 + 1
+    return _offset(height, side, rng, y0, y1), _offset(width, side, rng, x0, x1)
+
+
+def _offset(length: int, side: int, rng: np.random.Generator, first: int | None = None, last: int | None = None) -> int:
+    """Start of an interval of ``side`` inside (or, if longer, around) ``length`` that holds [first, last) if given."""
+    low, high = min(0, length - side), max(0, length - side)
+    if first is not None and last is not None:
+        low, high = max(low, last - side), min(high, first)
+    return int(rng.integers(low, high + 1))
+
+
+def _reflected(start: int, count: int, length: int) -> np.ndarray:
+    """Indexes start..start+count-1 mirrored into 0..length-1 without repeating the border (a single pixel repeats)."""
+    if length == 1:
+        return np.zeros(count, np.int64)
+    period = 2 * (length - 1)
+    index = np.arange(start, start + count) % period
+    return np.where(index < length, index, period - index)

@@ -1,0 +1,64 @@
+"""What every data set reader offers to the rooms above."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from fewlabel.core.types import Image, Labelled, Unlabelled
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that keeps an image from being used.
+
+    Attributes:
+        id: The image.
+        file: The file at fault: an image, a mask or an id list.
+        reason: One sentence: what is wrong and what to do.
+    """
+
+    id: str
+    file: Path
+    reason: str
+
+
+def first_of(name: str, problems: Sequence[Problem]) -> str:
+    """One sentence for several problems of the data set ``name``: their number and the first."""
+    if len(problems) == 1:
+        return problems[0].reason
+    return f"{name} has {len(problems)} problems, the first: {problems[0].reason}"
+
+
+class Dataset(Protocol):
+    """Images by id, some with masks, in a training and a test part.
+
+    Attributes:
+        name: What reports call the data set.
+        train_ids: Ids of the training images, in the data set's own order, each once.
+        test_ids: Ids of the held-out images; no id is in both parts. May be empty.
+        problems: What reading the lists and folders found wrong; always empty unless the reader was asked to go on.
+    """
+
+    name: str
+    train_ids: tuple[str, ...]
+    test_ids: tuple[str, ...]
+    problems: tuple[Problem, ...]
+
+    def has_mask(self, id: str) -> bool:
+        """Whether a mask file exists for this image (it is not opened)."""
+        ...
+
+    def image(self, id: str) -> Image:
+        """The image alone; DataError if it cannot be read."""
+        ...
+
+    def labelled(self, id: str) -> Labelled:
+        """The image and its targets; DataError if either cannot be read or their sizes differ."""
+        ...
+
+    def unlabelled(self, id: str) -> Unlabelled:
+        """The image as one without labels, even where a mask exists."""
+        ...

@@ -1,0 +1,98 @@
+"""Where training patches come from: groups drawn with set probabilities, loaded when needed, cached within bounds."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fewlabel.core.errors import DataError
+from fewlabel.core.radiometry import standardise
+from fewlabel.core.types import Labelled
+from fewlabel.data.augment import Patch
+from fewlabel.data.dataset import Dataset
+
+if TYPE_CHECKING:
+    from fewlabel.data.synth.infrared import Scene
+
+
+def patch_of(labelled: Labelled) -> Patch:
+    """The patch of a labelled image: grey, standardised over the whole image, every pixel counts."""
+    return _patch(labelled.image.grey(), labelled.instances.semantic())
+
+
+def patch_of_scene(scene: Scene) -> Patch:
+    """The patch of a synthetic infrared scene: its targets are all labels above 0, every pixel counts."""
+    return _patch(scene.radiance.astype(np.float32), scene.labels > 0)
+
+
+def loaders(dataset: Dataset, ids: Iterable[str]) -> list[Callable[[], Patch]]:
+    """One loader per id, for a group of a `PatchPool`; a file is opened only when its loader is called."""
+    return [partial(_load, dataset, id) for id in ids]
+
+
+class PatchPool:
+    """Patches in groups (say: labelled, pseudo-labelled), each group drawn with its own probability.
+
+    Loaded patches stay in a least-recently-used cache, so a set larger than memory works and a small one is decoded
+    once. What is drawn depends on the generator alone, never on what the cache holds. Not for use from several threads.
+
+    Args:
+        groups: Pairs of a probability weight and the loaders of the group. Weights need not sum to one; a group of
+            weight 0 is never drawn.
+        cache: Largest number of patches kept.
+
+    Raises:
+        DataError: No group can be drawn, a weight is negative, or a group of positive weight is empty.
+    """
+
+    def __init__(self, groups: Sequence[tuple[float, Sequence[Callable[[], Patch]]]], cache: int = 512) -> None:
+        weights = np.array([weight for weight, _ in groups], np.float64)
+        if not np.isfinite(weights).all() or (weights < 0).any() or weights.sum() <= 0:
+            raise DataError(
+                f"the weights of the training groups are {weights.tolist()}, expected numbers >= 0 with one above 0"
+            )
+        for number, (weight, members) in enumerate(groups):
+            if weight > 0 and not members:
+                raise DataError(
+                    f"training group {number} has weight {weight} but no image: add some or set its weight to 0"
+                )
+        self._members = [list(members) for _, members in groups]
+        self._probabilities = weights / weights.sum()
+        self._capacity = max(1, cache)
+        self._cache: OrderedDict[tuple[int, int], Patch] = OrderedDict()
+
+    def __len__(self) -> int:
+        """Number of patches over all groups."""
+        return sum(len(members) for members in self._members)
+
+    def draw(self, n: int, rng: np.random.Generator) -> list[Patch]:
+        """Draw ``n`` patches with replacement: first the group by its probability, then a member uniformly."""
+        keys = []
+        for group in rng.choice(len(self._members), size=n, p=self._probabilities):
+            keys.append((int(group), int(rng.integers(len(self._members[group])))))
+        return [self._get(key) for key in keys]
+
+    def _get(self, key: tuple[int, int]) -> Patch:
+        patch = self._cache.get(key)
+        if patch is None:
+            patch = self._members[key[0]][key[1]]()
+            self._cache[key] = patch
+            if len(self._cache) > self._capacity:
+                self._cache.popitem(last=False)
+        else:
+            self._cache.move_to_end(key)
+        return patch
+
+
+def _load(dataset: Dataset, id: str) -> Patch:
+    return patch_of(dataset.labelled(id))
+
+
+def _patch(grey: np.ndarray, target: np.ndarray) -> Patch:
+    # One stored number seen as a whole plane: a cache of hundreds of images need not hold their constant weights.
+    weight = np.broadcast_to(np.float32(1), grey.shape)
+    return Patch(np.asarray(standardise(grey), np.float32), target, weight)

@@ -1,0 +1,134 @@
+"""From a trained student to one ONNX file that any batch, height and width can be sent through.
+
+`torch.onnx.export(dynamo=True)` is the only way used: with the three axes declared dynamic it refuses a network whose
+code fixes one of them, where tracing would freeze the value of the example silently.
+"""
+
+import copy
+import hashlib
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fewlabel.core.errors import ExportError
+from fewlabel.core.files import write_bytes
+from fewlabel.deploy.runtime import INPUT, OUTPUT, ModelInfo
+
+OPSET = 18  # what torch's exporter writes natively; ONNX Runtime reads it since 1.14
+AXES = {0: "batch", 2: "height", 3: "width"}
+EXAMPLE = (2, 1, 72, 104)  # a batch of 1 would be specialised; height and width differ so that no two axes are tied
+
+
+def weights_sha256(model: nn.Module) -> str:
+    """SHA-256 over the names, types, shapes and bytes of a network's parameters and buffers, sorted by name."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        array = tensor.detach().cpu().contiguous().numpy()
+        digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def frozen_copy(model: nn.Module) -> nn.Module:
+    """A copy of a network on the CPU, in evaluation mode and without gradients; the original is not touched."""
+    return copy.deepcopy(model).cpu().eval().requires_grad_(False)
+
+
+def export_student(
+    model: nn.Module,
+    path: Path,
+    *,
+    name: str,
+    metadata: Mapping[str, Any],
+) -> Path:
+    """Write a student as ONNX (opset 18), with all that prediction needs in its metadata.
+
+    The file has one input, `image`: float32 `(batch, 1, height, width)` standardised; and one output, `logits`, of the
+    same shape. Equal weights give equal bytes.
+
+    Args:
+        model: Maps `(B, 1, H, W)` to logits `(B, 1, H, W)` for any size; left as it is.
+        path: The `.onnx` file; replaced atomically.
+        name: Name of the model.
+        metadata: JSON values to record: `student`, the name of the architecture (default: `name`), `threshold`
+            (default 0.5) and `classes` (default `["target"]`); all others are kept under `fewlabel.extra`.
+
+    Returns:
+        `path`.
+
+    Raises:
+        ExportError: The network cannot be exported with dynamic axes.
+        ModelError: The threshold or the classes make no sense.
+    """
+    extra = dict(metadata)
+    info = ModelInfo(
+        name=name,
+        student=str(extra.pop("student", name)),
+        threshold=float(extra.pop("threshold", 0.5)),
+        classes=tuple(extra.pop("classes", ("target",))),
+        version=version("fewlabel"),
+        weights_sha256=weights_sha256(model),
+        extra=extra,
+    )
+    network = frozen_copy(model)
+    example = torch.zeros(EXAMPLE)
+    try:
+        with _quiet(), torch.no_grad():
+            program = torch.onnx.export(
+                network,
+                (example,),
+                dynamo=True,
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                dynamic_shapes=(dict.fromkeys(AXES, torch.export.Dim.DYNAMIC),),
+                opset_version=OPSET,
+                verbose=False,
+            )
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0][:300]
+        raise ExportError(
+            f"Student {name!r} cannot be exported to {path} with dynamic batch, height and width ({reason}); its"
+            " forward pass must not branch on the size of its input."
+        ) from error
+    write_bytes(path, _finish(program.model_proto, info))
+    return path
+
+
+def _finish(proto: Any, info: ModelInfo) -> bytes:
+    """Name the axes, drop what the exporter noted for debugging (paths of this machine among it), add the metadata."""
+    import onnx
+
+    graph = proto.graph
+    del graph.value_info[:]
+    for item in (proto, graph, *graph.node, *graph.initializer, *graph.input, *graph.output):
+        del item.metadata_props[:]
+        item.doc_string = ""
+    for value in (*graph.input, *graph.output):
+        for axis, label in AXES.items():
+            value.type.tensor_type.shape.dim[axis].dim_param = label
+    onnx.helper.set_model_props(proto, info.to_properties())
+    proto.producer_name, proto.producer_version = "fewlabel", info.version
+    onnx.checker.check_model(proto, full_check=True)
+    content: bytes = proto.SerializeToString(deterministic=True)
+    return content
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the exporter's notes on packages that are not installed and on its own deprecated calls."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,256 @@
+"""Predict a folder of images with an exported student: masks, overlays and COCO annotations.
+
+What is written:
+
+* `masks/NAME.png` 0 / 255 at the size of the image; `overlays/NAME.png` the image with a line around each target;
+* `predictions.json` COCO: `images`, `categories`, and `annotations` with a `score`, one per 8-connected component. It
+  loads as a COCO data set, and its annotations as COCO results;
+* `rejected.csv` files that could not be read and why, when the caller chose to go on without them.
+
+Images pass through one at a time, and the output folder appears at the end, whole.
+"""
+
+import csv
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+from PIL import Image as Picture
+from scipy import ndimage
+
+from fewlabel.core.errors import DataError
+from fewlabel.core.files import replace_folder
+from fewlabel.core.masks import components, encode
+from fewlabel.core.progress import track
+from fewlabel.core.radiometry import standardise
+from fewlabel.core.types import Image, Instances
+from fewlabel.data.pixels import read_image
+from fewlabel.deploy.overlay import overlay
+from fewlabel.deploy.runtime import ModelInfo, OnnxStudent, sigmoid
+
+SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp")
+MASKS, OVERLAYS, PREDICTIONS, REJECTED = "masks", "overlays", "predictions.json", "rejected.csv"
+CATEGORY = 1  # COCO counts categories from 1
+
+
+@dataclass(frozen=True)
+class PredictSummary:
+    """What `predict_folder` did.
+
+    Attributes:
+        images: Images predicted.
+        targets: Components found in them.
+        rejected: Files that could not be read, with the reason.
+    """
+
+    images: int
+    targets: int
+    rejected: tuple[tuple[Path, str], ...]
+
+
+def predict_image(student: OnnxStudent, image: Image) -> tuple[np.ndarray, Instances]:
+    """Find the targets of one image.
+
+    Args:
+        student: The exported student.
+        image: Any size, depth and number of channels.
+
+    Returns:
+        The mask, bool `(H, W)`, and one instance per 8-connected component of it, in raster order; the score is the
+        mean probability of its pixels. Class 0, source `student`.
+    """
+    logits = student.logits(standardise(image.grey())[None, None])[0, 0]
+    mask = logits > student.info.cut
+    labels, count = components(mask)
+    index = labels.ravel()
+    sums = np.bincount(index, weights=sigmoid(logits).ravel(), minlength=count + 1)[1:]
+    edges = [(columns.start, rows.start, columns.stop, rows.stop) for rows, columns in ndimage.find_objects(labels)]
+    instances = Instances(
+        size=image.size,
+        rles=tuple(encode(labels == number) for number in range(1, count + 1)),  # a stack would take N x H x W bytes
+        classes=np.zeros(count, np.int64),
+        scores=(sums / np.bincount(index, minlength=count + 1)[1:]).astype(np.float32),
+        boxes=np.array(edges, dtype=np.float32).reshape(-1, 4),
+        source="student",
+    )
+    return mask, instances
+
+
+def predict_folder(
+    model_path: Path,
+    images: Path | Sequence[Path],
+    out: Path,
+    *,
+    keep_going: bool = False,
+    threads: int = 1,
+) -> PredictSummary:
+    """Predict all images of a folder, or the given files.
+
+    Args:
+        model_path: The exported `.onnx` student.
+        images: A folder, searched with its subfolders for PNG, TIFF, JPEG and BMP files; or a file, or files.
+        out: Output folder. It may be absent, empty, or hold an earlier prediction, which is then replaced.
+        keep_going: List files that cannot be read in `rejected.csv` and go on, instead of stopping at the first.
+        threads: Threads that one image may use.
+
+    Returns:
+        The counts, and the files that were left out.
+
+    Raises:
+        DataError: There is no image, one cannot be read (without `keep_going`), none can be read, or `out` holds
+            other things.
+        ModelError: The model cannot be loaded.
+    """
+    student = OnnxStudent(Path(model_path), threads)
+    out = Path(out).resolve()
+    files = find_images(images)
+    _check_out(out, files)
+    rejected: list[tuple[Path, str]] = []
+    with replace_folder(out) as folder:
+        with (folder / PREDICTIONS).open("w", encoding="utf-8") as stream:
+            writer = _CocoWriter(stream, student.info)
+            for path, name in track(files.items(), "predict", len(files)):
+                try:
+                    image = read_image(path, name)
+                except DataError as error:
+                    if not keep_going:
+                        raise
+                    rejected.append((path, str(error)))
+                    continue
+                mask, instances = predict_image(student, image)
+                _save(folder / MASKS / f"{name}.png", mask * np.uint8(255))
+                _save(folder / OVERLAYS / f"{name}.png", overlay(image.grey(), mask))
+                writer.add(image, path, instances)
+            writer.close()
+        if not writer.images:
+            raise DataError(f"None of {len(files)} images can be read; the first: {rejected[0][1]}")
+        if rejected:
+            _write_rejected(folder / REJECTED, rejected)
+    return PredictSummary(len(writer.images), writer.targets, tuple(rejected))
+
+
+def find_images(images: Path | Sequence[Path]) -> dict[Path, str]:
+    """List the images to predict, each with the name of its results.
+
+    Args:
+        images: A folder (searched with its subfolders, hidden ones left out), a file, or files.
+
+    Returns:
+        Name by path, in sorted order. The name is the path below the folder without suffix, with the suffix where two
+        files would share a name otherwise.
+
+    Raises:
+        DataError: A path does not exist, nothing is found, or two files of the same name were given.
+    """
+    if isinstance(images, (str, Path)) and Path(images).is_dir():
+        root = Path(images)
+        relative = {path: path.relative_to(root) for path in _walk(root)}
+    else:
+        given = [Path(images)] if isinstance(images, (str, Path)) else [Path(path) for path in images]
+        for path in given:
+            if not path.is_file():
+                raise DataError(f"{path} is neither a folder nor a file, expected images to predict; check the path.")
+        relative = {path: Path(path.name) for path in sorted(given)}
+    if not relative:
+        raise DataError(f"{images} holds no image, expected files that end in {', '.join(SUFFIXES)}; check the folder.")
+    stems = Counter(path.with_suffix("").as_posix() for path in relative.values())
+    names = {
+        path: (short if stems[short] == 1 else below.as_posix())
+        for path, below in relative.items()
+        for short in [below.with_suffix("").as_posix()]
+    }
+    twice = [name for name, count in Counter(names.values()).items() if count > 1]
+    if twice:
+        raise DataError(f"Two of the given files are named {twice[0]!r}; give their common folder instead.")
+    return names
+
+
+def _walk(root: Path) -> Iterator[Path]:
+    """Image files below a folder in sorted order; hidden files and folders are left out."""
+    for path in sorted(root.rglob("*")):
+        hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
+        if path.suffix.lower() in SUFFIXES and not hidden and path.is_file():
+            yield path
+
+
+def _check_out(out: Path, files: dict[Path, str]) -> None:
+    """Refuse an output folder whose replacement would delete what this function did not write."""
+    if out.exists() and not out.is_dir():
+        raise DataError(f"{out} is a file, expected an output folder; choose another name.")
+    inside = next((path for path in files if path.resolve().is_relative_to(out)), None)
+    if inside is not None:
+        raise DataError(
+            f"The image {inside} lies in the output folder {out}; choose an output folder beside the images."
+        )
+    if not out.is_dir():
+        return
+    present = {path.name for path in out.iterdir()}
+    foreign = sorted(present - {MASKS, OVERLAYS, PREDICTIONS, REJECTED})
+    if foreign or (present and PREDICTIONS not in present):
+        found = foreign[0] if foreign else sorted(present)[0]
+        raise DataError(
+            f"The output folder {out} holds {found!r}, which no prediction wrote; choose a new or an empty folder."
+        )
+
+
+class _CocoWriter:
+    """Writes a COCO file annotation by annotation; only one short record per image stays in memory."""
+
+    def __init__(self, stream: TextIO, info: ModelInfo) -> None:
+        self.images: list[dict[str, Any]] = []
+        self.targets = 0
+        self._stream = stream
+        head = {
+            "info": {
+                "description": f"Predictions of {info.name}",
+                "version": info.version,
+                "weights_sha256": info.weights_sha256,
+                "threshold": info.threshold,
+            },
+            "licenses": [],
+            "categories": [{"id": CATEGORY + index, "name": name} for index, name in enumerate(info.classes)],
+        }
+        stream.write(json.dumps(head, ensure_ascii=False)[:-1] + ', "annotations": [')
+
+    def add(self, image: Image, path: Path, instances: Instances) -> None:
+        """Write the targets of one image."""
+        record = {"id": len(self.images) + 1, "file_name": path.name, "name": image.id}
+        self.images.append({**record, "height": image.height, "width": image.width})
+        for rle, score, box, area in zip(
+            instances.rles, instances.scores, instances.boxes, instances.areas(), strict=True
+        ):
+            left, top, right, bottom = (float(edge) for edge in box)
+            annotation = {
+                "id": self.targets + 1,
+                "image_id": record["id"],
+                "category_id": CATEGORY,
+                "segmentation": {"size": rle["size"], "counts": rle["counts"].decode("ascii")},
+                "area": int(area),
+                "bbox": [left, top, right - left, bottom - top],
+                "iscrowd": 0,
+                "score": round(float(score), 6),
+            }
+            self._stream.write(("," if self.targets else "") + "\n" + json.dumps(annotation))
+            self.targets += 1
+
+    def close(self) -> None:
+        """Write the list of images and the end."""
+        self._stream.write('\n], "images": ' + json.dumps(self.images, ensure_ascii=False) + "}\n")
+
+
+def _save(path: Path, picture: np.ndarray) -> None:
+    """Write uint8 `(H, W)` or `(H, W, 3)` as PNG."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Picture.fromarray(picture).save(path, format="PNG")
+
+
+def _write_rejected(path: Path, rejected: Sequence[tuple[Path, str]]) -> None:
+    """Write the table of files left out."""
+    with path.open("w", encoding="utf-8", newline="") as stream:
+        table = csv.writer(stream)
+        table.writerow(("file", "reason"))
+        table.writerows((str(file), reason) for file, reason in rejected)

@@ -1,0 +1,1 @@
+"""Stages, their fingerprints, and the run folder that holds their results."""

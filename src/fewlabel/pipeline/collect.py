@@ -1,0 +1,148 @@
+"""From a run folder to the values that the report shows."""
+
+import json
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fewlabel import __version__
+from fewlabel.core.files import read_json
+from fewlabel.core.radiometry import standardise
+from fewlabel.data.dataset import Dataset
+from fewlabel.data.split import Split
+from fewlabel.labels.store import LabelStore, target_and_weight
+from fewlabel.pipeline.folder import STAGES, RunFolder
+from fewlabel.pipeline.stages import load_student, student_folder
+from fewlabel.recipe import Recipe, dump_recipe
+from fewlabel.report.contents import DataFacts, Example, PseudoLabels, ReportData, RouterWeights, ScoreRow, StageTime
+from fewlabel.scalpel import transfer
+from fewlabel.scalpel.bank import OPERATOR_NAMES
+from fewlabel.scalpel.teacher import ScalpelTeacher, load_teacher
+from fewlabel.students.predict import predict
+from fewlabel.training.loop import LOG
+
+UNLABELLED_EXAMPLES, TEST_EXAMPLES = 5, 3
+LIBRARIES = ("torch", "transformers", "numpy", "scipy")
+
+
+def collect(recipe: Recipe, folder: RunFolder, dataset: Dataset, split: Split) -> ReportData:
+    """Gather what the report of a run shows.
+
+    Args:
+        recipe: The run's recipe.
+        folder: The run folder; its stages up to eval are done.
+        dataset: The data set.
+        split: The run's split.
+
+    Returns:
+        The report's contents. Examples are images with targets, spread evenly over the lists, unpicked.
+    """
+    scored = read_json(folder.stage("eval") / "scores.json")
+    teacher = load_teacher(folder.stage("teach"))
+    examples = _examples(recipe, folder, dataset, split, teacher)
+    return ReportData(
+        title=recipe.name,
+        recipe=dump_recipe(recipe),
+        facts=_facts(recipe, dataset, split),
+        student=recipe.student.network,
+        sam=recipe.teacher.sam,
+        scores=[ScoreRow.from_scores(method, scores) for method, scores in scored["methods"].items()],
+        pseudo_labels=_pseudo_labels(scored["pseudo_labels"]),
+        curves=_curves(recipe, folder),
+        router=_router(folder, dataset, split, teacher),
+        examples=examples,
+        stages=_stage_times(folder),
+        versions={"fewlabel": __version__, **{name: version(name) for name in LIBRARIES}},
+        hardware=(folder.manifest("eval") or {}).get("machine", ""),
+        created=(folder.manifest("eval") or {}).get("date", ""),
+    )
+
+
+def _facts(recipe: Recipe, dataset: Dataset, split: Split) -> DataFacts:
+    total = len(split.train) + len(split.validation) + len(split.unlabelled)
+    return DataFacts(
+        name=dataset.name,
+        labelled=len(split.train),
+        validation=len(split.validation),
+        unlabelled=len(split.unlabelled),
+        test=len(split.test),
+        fraction=(len(split.train) + len(split.validation)) / total,
+        seed=recipe.seed,
+        targets=sum(len(dataset.labelled(id).instances) for id in split.train),
+    )
+
+
+def _pseudo_labels(summary: dict[str, Any]) -> PseudoLabels:
+    return PseudoLabels(
+        images=summary["images"],
+        accepted=summary["accepted"],
+        ignored=summary["ignored"],
+        rejected=summary["reasons"],
+        quality=summary.get("truth"),
+        coverage=summary["coverage"],
+    )
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """Records of a training's log.jsonl."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _curves(recipe: Recipe, folder: RunFolder) -> dict[str, list[dict[str, Any]]]:
+    logs = {"teacher": folder.stage("teach") / LOG}
+    for method in recipe.methods:
+        logs[method] = student_folder(folder, method) / LOG
+    return {name: read_log(path) for name, path in logs.items()}
+
+
+def _stage_times(folder: RunFolder) -> list[StageTime]:
+    done = [(stage, folder.manifest(stage)) for stage in STAGES]
+    return [StageTime(stage, found["seconds"], found["peak_rss_mb"]) for stage, found in done if found is not None]
+
+
+def spread(ids: tuple[str, ...], count: int) -> list[str]:
+    """At most `count` ids at even distances, the same each time."""
+    return [ids[i] for i in np.linspace(0, len(ids) - 1, min(count, len(ids))).round().astype(int)] if ids else []
+
+
+def _examples(
+    recipe: Recipe, folder: RunFolder, dataset: Dataset, split: Split, teacher: ScalpelTeacher
+) -> list[Example]:
+    store = LabelStore(folder.stage("label") / "labels")
+    student = load_student(recipe, folder, "fewlabel")
+    chosen = spread(split.unlabelled, UNLABELLED_EXAMPLES) + spread(split.test, TEST_EXAMPLES)
+    examples = []
+    for id in chosen:
+        image = standardise(dataset.image(id).grey())
+        target, weight = target_and_weight(store.get(id)) if id in store else (None, None)
+        examples.append(
+            Example(
+                id=id,
+                image=image,
+                truth=dataset.labelled(id).instances.semantic() if dataset.has_mask(id) else None,
+                priors=teacher.priors(image),
+                teacher=transfer.predict(teacher, image).probability,
+                target=target,
+                weight=weight,
+                student=predict(student, image),
+            )
+        )
+    return examples
+
+
+def _router(folder: RunFolder, dataset: Dataset, split: Split, teacher: ScalpelTeacher) -> RouterWeights:
+    """Mean gates over the labelled images, and the entropy that the training logged."""
+    total: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    chosen = spread(split.train, 8)
+    for id in chosen:
+        for level, (image, token) in teacher.gate_means(standardise(dataset.image(id).grey())).items():
+            before = total.get(level, (np.zeros(len(OPERATOR_NAMES)), np.zeros(len(OPERATOR_NAMES))))
+            total[level] = (before[0] + image / len(chosen), before[1] + token / len(chosen))
+    records = [record for record in read_log(folder.stage("teach") / LOG) if "entropy" in record]
+    return RouterWeights(
+        operators=OPERATOR_NAMES,
+        levels={level: (image.tolist(), token.tolist()) for level, (image, token) in total.items()},
+        entropy={"all levels": [(record["step"], record["entropy"]) for record in records]},
+    )

@@ -1,0 +1,30 @@
+"""The main job in minutes, on rendered infrared scenes: no data, no download, no network."""
+
+from importlib.resources import as_file, files
+from pathlib import Path
+
+from fewlabel.core.errors import RunError
+from fewlabel.data.synth.dataset import write_dataset
+from fewlabel.pipeline.run import Run
+from fewlabel.recipe import load_recipe
+
+TRAIN, TEST, SIZE, SEED = 80, 40, 128, 7
+
+
+def run_demo(out: Path) -> None:
+    """Render a small data set, then run the embedded demo recipe on it.
+
+    Args:
+        out: Run folder; the images go to `OUT/data/DEMO`.
+
+    Raises:
+        RunError: `out` is a folder of something else.
+    """
+    data = out / "data" / "DEMO"
+    if out.is_dir() and any(out.iterdir()) and not (out / "data").is_dir():
+        raise RunError(f"{out} is not empty and holds no demo; give another folder with --out.")
+    if not data.is_dir():
+        write_dataset(data, train=TRAIN, test=TEST, seed=SEED, size=SIZE)
+    with as_file(files("fewlabel") / "recipes" / "demo.yaml") as path:
+        recipe = load_recipe(path, (f"data.root={data.resolve()}",))
+    Run(recipe, out).execute("report")

@@ -1,0 +1,61 @@
+"""From a run folder to an exported model with its proof of parity."""
+
+from pathlib import Path
+
+from fewlabel.core.errors import DataError
+from fewlabel.core.files import sha256_file, write_json
+from fewlabel.core.radiometry import standardise
+from fewlabel.data.split import Split
+from fewlabel.deploy.export import export_student
+from fewlabel.deploy.verify import ParityReport, verify
+from fewlabel.pipeline.collect import spread
+from fewlabel.pipeline.folder import RunFolder
+from fewlabel.pipeline.inputs import open_dataset
+from fewlabel.pipeline.stages import THRESHOLD, load_student, student_folder
+from fewlabel.recipe import load_run_recipe
+from fewlabel.training.loop import WEIGHTS
+
+
+def export_run(run: Path, out: Path, *, method: str = "fewlabel", images: int = 16) -> ParityReport:
+    """Write a run's student as ONNX and compare it with the network on real images.
+
+    Args:
+        run: Run folder whose train stage is done.
+        out: The ONNX file; `OUT.parity.json` is written beside it.
+        method: Which of the run's students.
+        images: Number of images for the comparison, from the test list, or from the training images without one.
+
+    Returns:
+        What the comparison measured.
+
+    Raises:
+        DataError: `run` is not a run folder.
+        RunError: The run holds no such student.
+        ExportError: The exported model gives other masks or logits; the file is not kept.
+    """
+    recipe = load_run_recipe(run)
+    folder = RunFolder(run)
+    student = load_student(recipe, folder, method)
+    weights = student_folder(folder, method) / WEIGHTS
+    split = Split.load(folder.stage("split") / "split.json")
+    dataset = open_dataset(recipe.data.root)
+    chosen = spread(split.test or split.train, images)
+    if not chosen:
+        raise DataError(f"{recipe.data.root} has no image to compare the export on; add a test list.")
+    metadata = {
+        "student": recipe.student.network,
+        "method": method,
+        "threshold": THRESHOLD,
+        "classes": ["target"],
+        "weights_sha256": sha256_file(weights),
+        "data": dataset.name,
+    }
+    export_student(student, out, name=recipe.name, metadata=metadata)
+    try:
+        report = verify(out, student, [standardise(dataset.image(id).grey()) for id in chosen])
+    except Exception:
+        out.unlink(missing_ok=True)
+        raise
+    write_json(out.with_suffix(".parity.json"), report.to_json())
+    print(f"{out}: {report.summary()}")
+    return report

@@ -1,0 +1,49 @@
+"""What the stages read: the data set, its inventory, and pools of patches to draw crops from."""
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from fewlabel.core.files import sha256_json
+from fewlabel.core.radiometry import standardise
+from fewlabel.data.augment import Patch
+from fewlabel.data.dataset import Dataset
+from fewlabel.data.pool import patch_of_scene
+from fewlabel.data.readers.sirst import SirstDataset
+from fewlabel.data.synth import infrared
+from fewlabel.labels.store import LabelStore, target_and_weight
+
+Draw = Callable[[int, np.random.Generator], list[Patch]]
+
+
+def open_dataset(root: Path, exclude: Iterable[str] = ()) -> Dataset:
+    """Open a data set of the SIRST family, without the images in `exclude`."""
+    return SirstDataset(root, exclude=frozenset(exclude))
+
+
+def inventory(root: Path) -> str:
+    """Hash of the names, sizes and modification times of all files below a folder: changes when the data change."""
+    files = sorted(path for path in root.rglob("*") if path.is_file())
+    rows = [[str(path.relative_to(root)), path.stat().st_size, path.stat().st_mtime_ns] for path in files]
+    return sha256_json(rows)
+
+
+def pseudo_loaders(dataset: Dataset, store: LabelStore) -> list[Callable[[], Patch]]:
+    """One loader per pseudo-labelled image."""
+    return [partial(_pseudo_patch, dataset, store, id) for id in sorted(store.ids())]
+
+
+def _pseudo_patch(dataset: Dataset, store: LabelStore, id: str) -> Patch:
+    target, weight = target_and_weight(store.get(id))
+    return Patch(standardise(dataset.unlabelled(id).image.grey()), target, weight)
+
+
+def draw_scenes(size: int) -> Draw:
+    """Draw freshly rendered infrared scenes of `size` × `size` pixels."""
+
+    def draw(count: int, rng: np.random.Generator) -> list[Patch]:
+        return [patch_of_scene(infrared.render(rng, size)) for _ in range(count)]
+
+    return draw

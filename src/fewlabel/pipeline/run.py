@@ -1,0 +1,159 @@
+"""A run: the stages of one recipe in order, each done once."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from fewlabel.core.errors import RunError
+from fewlabel.core.files import read_json, write_text
+from fewlabel.data.check import check as check_dataset
+from fewlabel.data.dataset import Dataset
+from fewlabel.data.split import Split
+from fewlabel.pipeline import stages
+from fewlabel.pipeline.collect import collect
+from fewlabel.pipeline.folder import RunFolder, Stage, plan
+from fewlabel.pipeline.inputs import inventory, open_dataset
+from fewlabel.recipe import Method, Recipe, dump_recipe
+from fewlabel.report.page import write as write_report
+
+
+@dataclass(frozen=True)
+class Run:
+    """One recipe in one folder.
+
+    Attributes:
+        recipe: What to do.
+        path: The run folder; made when missing.
+        keep_going: Quarantine unusable images instead of stopping at the first.
+        redo: Replace stages that other settings made.
+    """
+
+    recipe: Recipe
+    path: Path
+    keep_going: bool = False
+    redo: bool = False
+
+    @property
+    def folder(self) -> RunFolder:
+        """The run folder."""
+        return RunFolder(self.path)
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        """The data set without the images that the check rejected."""
+        rejected = read_json(self.folder.stage("check") / "check.json")["rejected"]
+        return open_dataset(self.recipe.data.root, [item["id"] for item in rejected])
+
+    @cached_property
+    def split(self) -> Split:
+        """Which images are labelled, held out, unlabelled and for testing."""
+        return Split.load(self.folder.stage("split") / "split.json")
+
+    def execute(self, until: Stage = "report") -> None:
+        """Do a stage and all that it rests on; a stage that is done is skipped.
+
+        Args:
+            until: The last stage.
+
+        Raises:
+            FewlabelError: An input or setting cannot be used; the sentence says which. Finished stages stay.
+        """
+        work = self._work()
+        for stage in plan(until):
+            config, action = work[stage]
+            done_now = self.folder.run_stage(stage, self.folder.fingerprint(stage, config()), action, redo=self.redo)
+            if stage == "check":
+                write_text(self.path / "recipe.yaml", dump_recipe(self.recipe))
+            seconds = (self.folder.manifest(stage) or {}).get("seconds", 0)
+            print(f"{stage}: {f'done in {seconds:.0f} s' if done_now else 'already done'}", flush=True)
+        if until in ("eval", "report"):
+            print(stages.score_table(self.folder.stage("eval")))
+        if until == "report":
+            print(f"report: {(self.folder.stage('report') / 'report.html').resolve()}")
+
+    def _work(self) -> dict[Stage, tuple[Callable[[], Any], Callable[[Path], None]]]:
+        """For each stage: the settings and inputs that it reads itself, and what it does."""
+        recipe = self.recipe
+        student = recipe.student.model_dump(mode="json")
+
+        def settings(*sections: str) -> Callable[[], Any]:
+            return lambda: recipe.model_dump(mode="json", include=set(sections))
+
+        def check_inputs() -> Any:
+            return {"format": recipe.data.format, "files": inventory(recipe.data.root), "keep_going": self.keep_going}
+
+        def without(*keys: str) -> Callable[[], Any]:
+            left = {key: value for key, value in student.items() if key not in keys}
+            return lambda: [settings("augment", "seed", "eval")(), left]
+
+        return {
+            "check": (check_inputs, self._check),
+            "split": (settings("split"), self._split),
+            "teach": (settings("teacher", "teach", "augment", "seed", "eval"), self._teach),
+            "label": (settings("label", "eval"), self._label),
+            "synthetic": (without("compare", "labelled_share"), self._synthetic),
+            "train": (without("compare"), self._train),
+            "baselines": (without("labelled_share"), self._baselines),
+            "eval": (settings("eval"), self._eval),
+            "report": (settings("name"), self._report),
+        }
+
+    def _check(self, out: Path) -> None:
+        stages.check(open_dataset(self.recipe.data.root), out, keep_going=self.keep_going)
+
+    def _split(self, out: Path) -> None:
+        stages.split(self.dataset, self.recipe.split, out)
+
+    def _fingerprint(self, stage: Stage) -> str:
+        manifest = self.folder.manifest(stage)
+        if manifest is None:
+            raise RunError(f"Stage {stage!r} of {self.path} is not done; run it first.")
+        return str(manifest["fingerprint"])
+
+    def _teach(self, out: Path) -> None:
+        stages.teach_teacher(self.recipe, self.dataset, self.split, out, inputs=self._fingerprint("split"))
+
+    def _label(self, out: Path) -> None:
+        teacher = self.folder.stage("teach")
+        stages.label(self.recipe, self.dataset, self.split, teacher, out, inputs=self._fingerprint("teach"))
+
+    def _synthetic(self, out: Path) -> None:
+        stages.train_synthetic(self.recipe, out)
+
+    def _train(self, out: Path) -> None:
+        self._train_methods(("fewlabel",), out, inputs=self._fingerprint("label"))
+
+    def _baselines(self, out: Path) -> None:
+        self._train_methods(self.recipe.student.compare, out, inputs=self._fingerprint("split"))
+
+    def _train_methods(self, methods: tuple[Method, ...], out: Path, *, inputs: str) -> None:
+        labels, start = self.folder.stage("label"), self.folder.stage("synthetic")
+        for method in methods:
+            pool = stages.method_pool(method, self.recipe, self.dataset, self.split, labels)
+            held_out = stages.validation_pairs(self.dataset, self.split)
+            stages.train_method(method, self.recipe, pool, held_out, start, out, inputs=inputs)
+
+    def _eval(self, out: Path) -> None:
+        stages.evaluate(self.recipe, self.dataset, self.split, self.folder, out)
+
+    def _report(self, out: Path) -> None:
+        write_report(collect(self.recipe, self.folder, self.dataset, self.split), out / "report.html")
+
+
+def check_folder(root: Path, *, keep_going: bool = False, out: Path | None = None) -> None:
+    """Check a data set's folder on its own and print what is there.
+
+    Args:
+        root: The folder.
+        keep_going: List unusable images instead of stopping at the first.
+        out: Folder for check.json and rejected.csv; nothing is written when absent.
+
+    Raises:
+        DataError: An image or mask cannot be used, and `keep_going` is off.
+    """
+    report = check_dataset(open_dataset(root), keep_going=keep_going)
+    if out is not None:
+        stages.write_check(report, out)
+    print(report.summary())

@@ -1,0 +1,270 @@
+"""The work of each stage: from files to files."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from fewlabel.core.errors import DataError, RunError
+from fewlabel.core.files import read_json, sha256_json, write_json
+from fewlabel.core.progress import track
+from fewlabel.core.radiometry import standardise
+from fewlabel.data.check import CheckReport
+from fewlabel.data.check import check as check_dataset
+from fewlabel.data.dataset import Dataset
+from fewlabel.data.pool import PatchPool, loaders
+from fewlabel.data.split import Split, make_split
+from fewlabel.labels.store import LabelStore, target_and_weight
+from fewlabel.metrics.scores import Scores
+from fewlabel.metrics.scores import evaluate as score
+from fewlabel.pipeline.folder import RunFolder
+from fewlabel.pipeline.inputs import draw_scenes, pseudo_loaders
+from fewlabel.recipe import Method, Recipe, SplitSection
+from fewlabel.scalpel import transfer
+from fewlabel.scalpel.distill import teach
+from fewlabel.scalpel.teacher import ScalpelTeacher, load_teacher
+from fewlabel.students import create
+from fewlabel.students.predict import predict
+from fewlabel.students.train import train_student
+from fewlabel.training.checkpoint import load_weights
+from fewlabel.training.loop import WEIGHTS
+
+THRESHOLD = 0.5  # of every student's probability: a student must be usable as it comes
+
+
+def check(dataset: Dataset, out: Path, *, keep_going: bool) -> None:
+    """Decode everything once; writes check.json and rejected.csv."""
+    write_check(check_dataset(dataset, keep_going=keep_going), out)
+
+
+def write_check(report: CheckReport, out: Path) -> None:
+    """Write check.json and, with its head line alone when nothing was rejected, rejected.csv."""
+    report.write_rejected(out / "rejected.csv")
+    write_json(out / "check.json", report.to_json())
+
+
+def split(dataset: Dataset, section: SplitSection, out: Path) -> None:
+    """Choose labelled, validation and unlabelled images; writes split.json."""
+    known = [id for id in dataset.train_ids if dataset.has_mask(id)]
+    areas = {id: float(dataset.labelled(id).instances.areas().sum()) for id in known}
+    made = make_split(
+        dataset.train_ids,
+        areas,
+        fraction=section.fraction,
+        seed=section.seed,
+        validation_share=section.validation_share,
+        test_ids=dataset.test_ids,
+    )
+    made.save(out / "split.json")
+
+
+def teach_teacher(recipe: Recipe, dataset: Dataset, split: Split, out: Path, *, inputs: str) -> None:
+    """Adapt SAM on the labelled images; writes the teacher's weights and log."""
+    pool = PatchPool([(1.0, loaders(dataset, split.train))])
+    held_out = validation_pairs(dataset, split)
+
+    def validate(model: nn.Module) -> dict[str, float]:
+        views = (
+            (transfer.predict(model, image, views="none").probability > THRESHOLD, truth) for image, truth in held_out
+        )
+        return figures(score(views, matching=recipe.eval.matching))
+
+    teach(
+        ScalpelTeacher(recipe.teacher),
+        pool.draw,
+        recipe.teach,
+        out,
+        seed=recipe.seed,
+        augment=recipe.augment,
+        validate=validate if held_out else None,
+        fingerprint=inputs,
+    )
+
+
+def label(recipe: Recipe, dataset: Dataset, split: Split, teach_folder: Path, out: Path, *, inputs: str) -> None:
+    """Label the unlabelled images with the teacher; writes the label store, threshold.json and summary.json."""
+    teacher = load_teacher(teach_folder)
+    chosen = out / "threshold.json"
+    if not chosen.is_file():
+        write_json(chosen, {"threshold": choose_threshold(recipe, teacher, validation_pairs(dataset, split))})
+    threshold = float(read_json(chosen)["threshold"])
+    store = LabelStore(out / "labels", made_by=inputs)
+    transfer.label_images(teacher, split.unlabelled, dataset.image, store, threshold, recipe.label)
+    summary = store.summary() | {"threshold": threshold}
+    if known := [id for id in split.unlabelled if dataset.has_mask(id)]:
+        pairs = ((target_and_weight(store.get(id))[0], dataset.labelled(id).instances.semantic()) for id in known)
+        summary["truth"] = score(pairs, matching=recipe.eval.matching)
+    write_json(out / "summary.json", summary)
+
+
+def choose_threshold(recipe: Recipe, teacher: nn.Module, held_out: list[tuple[np.ndarray, np.ndarray]]) -> float:
+    """The recipe's threshold, or the one that suits the validation images."""
+    if recipe.label.threshold is not None:
+        return recipe.label.threshold
+    views = recipe.label.views
+    return transfer.calibrate(
+        (transfer.predict(teacher, image, views).probability, truth) for image, truth in track(held_out, "threshold")
+    )
+
+
+def train_synthetic(recipe: Recipe, out: Path) -> None:
+    """Train the student on rendered scenes; writes weights and log, or nothing when the recipe asks for none."""
+    section = recipe.student
+    if not section.synthetic_steps:
+        return
+    train_student(
+        create(section.network, seed=recipe.seed),
+        draw_scenes(section.training.crop),
+        section.training.model_copy(update={"steps": section.synthetic_steps}),
+        out,
+        seed=recipe.seed,
+        label="student on rendered scenes",
+        augment=recipe.augment,
+    )
+
+
+def train_method(
+    method: Method,
+    recipe: Recipe,
+    pool: PatchPool,
+    held_out: list[tuple[np.ndarray, np.ndarray]],
+    synthetic: Path,
+    out: Path,
+    *,
+    inputs: str,
+) -> None:
+    """Train the student by one method; writes its folder with weights and log.
+
+    Args:
+        method: Decides the start: `fewlabel` and `synthetic-pretrained` begin where the rendered scenes ended.
+        recipe: The run's recipe.
+        pool: Images to draw crops from.
+        held_out: Validation images and masks for the curve; nothing is chosen by them.
+        synthetic: Folder of the student trained on rendered scenes.
+        out: Parent of the method's folder.
+        inputs: Fingerprint of the data.
+
+    Raises:
+        RunError: `synthetic-pretrained` is asked for, but the recipe has no synthetic steps.
+    """
+    # The initial weights depend on the recipe's seed alone, so every method starts from the same network.
+    student = create(recipe.student.network, seed=recipe.seed)
+    if method == "synthetic-pretrained" and not recipe.student.synthetic_steps:
+        raise RunError("Method 'synthetic-pretrained' needs rendered scenes; set student.synthetic_steps above 0.")
+    if method in ("fewlabel", "synthetic-pretrained") and recipe.student.synthetic_steps:
+        load_weights(synthetic / WEIGHTS, student)
+
+    def validate(model: nn.Module) -> dict[str, float]:
+        return figures(score(predictions(model, held_out), matching=recipe.eval.matching))
+
+    train_student(
+        student,
+        pool.draw,
+        recipe.student.training,
+        out / method,
+        seed=recipe.seed,
+        label=f"student {method}",
+        augment=recipe.augment,
+        validate=validate if held_out else None,
+        fingerprint=sha256_json([method, inputs]),
+    )
+
+
+def method_pool(method: Method, recipe: Recipe, dataset: Dataset, split: Split, label_folder: Path) -> PatchPool:
+    """The images that one method's student is trained on.
+
+    Raises:
+        DataError: `all-labels` is asked for, but masks are missing.
+    """
+    given = loaders(dataset, split.train)
+    if method == "all-labels":
+        missing = next((id for id in split.unlabelled if not dataset.has_mask(id)), None)
+        if missing is not None:
+            raise DataError(
+                f"Image {missing!r} has no mask, so 'all-labels' cannot be trained; remove it from student.compare."
+            )
+        return PatchPool([(1.0, given + loaders(dataset, split.unlabelled))])
+    if method == "fewlabel" and split.unlabelled:
+        pseudo = pseudo_loaders(dataset, LabelStore(label_folder / "labels"))
+        return PatchPool([(recipe.student.labelled_share, given), (1.0 - recipe.student.labelled_share, pseudo)])
+    return PatchPool([(1.0, given)])
+
+
+def evaluate(recipe: Recipe, dataset: Dataset, split: Split, folder: RunFolder, out: Path) -> None:
+    """Score every student on the test list; writes scores.json."""
+    if not split.test:
+        raise DataError(
+            f"{recipe.data.root} has no test list, so nothing can be scored; add img_idx/test.txt with one id a line."
+        )
+    scores: dict[str, Any] = {}
+    for method in recipe.methods:
+        student = load_student(recipe, folder, method)
+        pairs = labelled_pairs(dataset, track(split.test, f"test {method}"))
+        scores[method] = score(predictions(student, pairs), matching=recipe.eval.matching)
+    pseudo = read_json(folder.stage("label") / "summary.json")
+    write_json(out / "scores.json", {"methods": scores, "pseudo_labels": pseudo, "threshold": THRESHOLD})
+
+
+def student_folder(folder: RunFolder, method: str) -> Path:
+    """Where the student of a method is: the train stage has fewlabel's, the baselines stage all others."""
+    return folder.stage("train" if method == "fewlabel" else "baselines") / method
+
+
+def load_student(recipe: Recipe, folder: RunFolder, method: str) -> nn.Module:
+    """A trained student in eval mode.
+
+    Raises:
+        RunError: The run trained no student by that method.
+    """
+    weights = student_folder(folder, method) / WEIGHTS
+    if not weights.is_file():
+        trained = sorted(path.parent.name for path in folder.path.glob(f"*/*/{WEIGHTS}"))
+        raise RunError(
+            f"{folder.path} holds no student by method {method!r}, only {', '.join(trained) or 'none yet'}; train it or"
+            " choose one of them."
+        )
+    student = create(recipe.student.network, seed=recipe.seed)
+    load_weights(weights, student)
+    return student.eval()
+
+
+def labelled_pairs(dataset: Dataset, ids: Iterable[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Standardised images float32 `(H, W)` with their truth bool `(H, W)`, read one at a time."""
+    for id in ids:
+        sample = dataset.labelled(id)
+        yield standardise(sample.image.grey()), sample.instances.semantic()
+
+
+def validation_pairs(dataset: Dataset, split: Split) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The validation part of the labelled share, kept in memory: it is a few images, used again and again."""
+    return list(labelled_pairs(dataset, split.validation))
+
+
+def predictions(
+    student: nn.Module, pairs: Iterable[tuple[np.ndarray, np.ndarray]]
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Predicted and true masks, bool `(H, W)`."""
+    for image, truth in pairs:
+        yield predict(student, image) > THRESHOLD, truth
+
+
+def figures(scores: Scores) -> dict[str, float]:
+    """The four scores as plain numbers."""
+    return {"IoU": scores["IoU"], "nIoU": scores["nIoU"], "Pd": scores["Pd"], "Fa": scores["Fa"]}
+
+
+def score_table(folder: Path) -> str:
+    """The score table of an eval stage as plain text."""
+    content = read_json(folder / "scores.json")
+    matching = next(iter(content["methods"].values()))["matching"]
+    lines = [
+        f"{'method':24s} {'IoU %':>7s} {'nIoU %':>7s} {'Pd %':>7s} {'Fa ppm':>9s}   ({matching} matching, test list)"
+    ]
+    rows = dict(content["methods"])
+    if truth := content["pseudo_labels"].get("truth"):
+        rows["(pseudo-labels)"] = truth
+    for name, row in rows.items():
+        lines.append(f"{name:24s} {row['IoU']:7.1f} {row['nIoU']:7.1f} {row['Pd']:7.1f} {row['Fa']:9.1f}")
+    return "\n".join(lines)

@@ -1,0 +1,185 @@
+"""The typed recipe: one model behind the YAML file, the command line's overrides and Python."""
+
+import types
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fewlabel.core.errors import DataError, RecipeError
+from fewlabel.data.augment import AugmentConfig
+from fewlabel.scalpel.distill import TeachConfig
+from fewlabel.scalpel.teacher import TeacherConfig
+from fewlabel.scalpel.transfer import PseudoConfig
+from fewlabel.students.train import StudentConfig
+
+Method = Literal["labels-only", "synthetic-pretrained", "fewlabel", "all-labels"]
+
+
+class Section(BaseModel):
+    """Base of the recipe's sections: unknown keys are errors, values do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataSection(Section):
+    """Where the images are."""
+
+    format: Literal["sirst"] = Field("sirst", description="Layout of the folder: images/, masks/, img_idx/.")
+    root: Path = Field(description="The data set's folder; relative paths start at the recipe's folder.")
+
+
+class SplitSection(Section):
+    """How the training images are divided."""
+
+    fraction: float | None = Field(
+        None, gt=0, le=1, description="Labelled share of the training images; null uses every mask there is."
+    )
+    seed: int = Field(0, ge=0, description="Seed of the choice; the same seed gives nested fractions.")
+    validation_share: float = Field(0.2, ge=0, lt=1, description="Share of the labelled images held out for choices.")
+
+
+class StudentSection(Section):
+    """The network that ships and how it is trained; every compared method uses the same."""
+
+    network: str = Field("acm", description="Architecture: acm or unet.")
+    training: StudentConfig = Field(description="Steps, batch, learning rate and losses on labels and pseudo-labels.")
+    synthetic_steps: int = Field(0, ge=0, description="Steps on rendered infrared scenes before; 0 starts at random.")
+    labelled_share: float = Field(
+        0.5, gt=0, le=1, description="Probability that a crop comes from a given label instead of a pseudo-label."
+    )
+    compare: tuple[Literal["labels-only", "synthetic-pretrained", "all-labels"], ...] = Field(
+        ("labels-only",), description="Baselines trained beside fewlabel, with the same network and number of steps."
+    )
+
+
+class EvalSection(Section):
+    """How the student is scored on the test list."""
+
+    matching: Literal["nearest", "legacy"] = Field("nearest", description="Rule that matches predictions to targets.")
+
+
+class Recipe(Section):
+    """Everything that decides a run."""
+
+    name: str = Field(min_length=1, description="Name of the run; the default run folder is runs/NAME.")
+    method: Literal["scalpel"] = Field("scalpel", description="scalpel: infrared small targets.")
+    seed: int = Field(0, ge=0, description="Seed of every training.")
+    data: DataSection
+    split: SplitSection
+    teacher: TeacherConfig
+    teach: TeachConfig
+    label: PseudoConfig
+    augment: AugmentConfig = Field(default_factory=AugmentConfig)
+    student: StudentSection
+    eval: EvalSection = Field(default_factory=EvalSection)
+
+    @property
+    def methods(self) -> tuple[Method, ...]:
+        """The trained students in the order of the score table, baselines first."""
+        order: tuple[Method, ...] = ("labels-only", "synthetic-pretrained", "fewlabel", "all-labels")
+        return tuple(method for method in order if method == "fewlabel" or method in self.student.compare)
+
+
+def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
+    """Read a recipe from YAML.
+
+    Args:
+        path: The YAML file.
+        overrides: Changes as `section.key=value`, the value in YAML; they win over the file.
+
+    Returns:
+        The recipe, with `data.root` made absolute.
+
+    Raises:
+        RecipeError: The file is missing or is not YAML, a key does not exist, or a value is of the wrong kind.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RecipeError(f"Recipe {path} does not exist; check the path.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"Recipe {path} is not valid YAML ({' '.join(str(error).split())}); mend it.") from None
+    if not isinstance(values, dict):
+        raise RecipeError(f"Recipe {path} holds no keys; start from one in the recipes folder.")
+    for override in overrides:
+        apply_override(values, override)
+    recipe = parse_recipe(values, str(path))
+    root = (path.parent / recipe.data.root).resolve()
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"root": root})})
+
+
+def parse_recipe(values: dict[str, Any], where: str) -> Recipe:
+    """Validate a recipe's values.
+
+    Args:
+        values: Nested keys and values as YAML gives them.
+        where: The file's name, for messages.
+
+    Raises:
+        RecipeError: Names the first wrong key, what it held, and what is expected.
+    """
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            known = ", ".join(_known_keys(first["loc"][:-1]))
+            raise RecipeError(f"Recipe {where}: key {key!r} does not exist; the keys there are {known}.") from None
+        if first["type"] == "missing":
+            raise RecipeError(f"Recipe {where}: key {key!r} is missing; add it.") from None
+        reason = first["msg"][:1].lower() + first["msg"][1:]
+        raise RecipeError(f"Recipe {where}: {key!r} is {first['input']!r}, but {reason}; correct it.") from None
+
+
+def _known_keys(location: tuple[int | str, ...]) -> list[str]:
+    """Names of the fields at a place in the recipe."""
+    model: Any = Recipe
+    for part in location:
+        annotation = model.model_fields[str(part)].annotation
+        if isinstance(annotation, types.UnionType):
+            annotation = next(choice for choice in annotation.__args__ if choice is not type(None))
+        model = annotation
+    return sorted(model.model_fields)
+
+
+def apply_override(values: dict[str, Any], override: str) -> None:
+    """Set one nested value from `section.key=value`, in place.
+
+    Raises:
+        RecipeError: The text has no `=`, its value is not YAML, or a section on the way is not one.
+    """
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise RecipeError(
+            f"Override {override!r} is not of the form section.key=value; write, say, split.fraction=0.1."
+        )
+    *sections, last = key.split(".")
+    place = values
+    for section in sections:
+        place = place.setdefault(section, {})
+        if not isinstance(place, dict):
+            raise RecipeError(f"Override {override!r}: {section!r} is a value, not a section; check the key.")
+    try:
+        place[last] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise RecipeError(f"Override {override!r}: the value is not YAML; quote it.") from None
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The recipe as YAML that `load_recipe` reads back, with every default written out."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def load_run_recipe(run: Path) -> Recipe:
+    """Read the recipe that a run folder was made with.
+
+    Raises:
+        DataError: `run` is not a run folder.
+    """
+    path = run / "recipe.yaml"
+    if not path.is_file():
+        raise DataError(f"{run} is not a run folder (it holds no recipe.yaml); give a folder made by `fewlabel run`.")
+    return load_recipe(path)

@@ -1,0 +1,227 @@
+"""What a report says: plain values, filled from a run folder and turned into a page by `fewlabel.report.page`."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from fewlabel.core.errors import RunError
+
+METHODS: Mapping[str, str] = {
+    "labels-only": "Labels only",
+    "synthetic-pretrained": "Synthetic pre-training, then labels",
+    "mean-teacher": "Mean teacher",
+    "teacher": "Teacher (SAM + adapter)",
+    "fewlabel": "fewlabel",
+    "all-labels": "All labels",
+}
+"""Names that a reader sees, by method; any other method is shown under its own name."""
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """Which images were used for what.
+
+    Attributes:
+        name: Name of the data set.
+        labelled: Images whose human labels trained the teacher and the student.
+        validation: Labelled images held back to choose checkpoints and thresholds.
+        unlabelled: Images used without their labels.
+        test: Images that the scores are measured on.
+        fraction: Labelled (and validation) share of the training images, in (0, 1].
+        seed: Seed of the split and of the trainings.
+        targets: Targets in the labelled images, or None when not counted.
+    """
+
+    name: str
+    labelled: int
+    validation: int
+    unlabelled: int
+    test: int
+    fraction: float
+    seed: int
+    targets: int | None = None
+
+
+@dataclass(frozen=True)
+class ScoreRow:
+    """Scores of one network on the test images.
+
+    Attributes:
+        method: `labels-only`, `synthetic-pretrained`, `fewlabel`, `all-labels`, `teacher` or another method's name; the
+            summary compares `fewlabel` with the others.
+        metrics: `IoU`, `nIoU` and `Pd` in percent, `Fa` in false pixels per million; other keys are left out of the
+            table, and a missing or non-finite one is shown as not measured.
+        matching: Rule that pairs predicted with true targets for Pd and Fa, e.g. `nearest`.
+        label: Name shown; empty for the usual name of the method.
+    """
+
+    method: str
+    metrics: Mapping[str, float]
+    matching: str = "nearest"
+    label: str = ""
+
+    @classmethod
+    def from_scores(cls, method: str, scores: Mapping[str, Any], label: str = "") -> "ScoreRow":
+        """Make a row from what `fewlabel.metrics.scores.evaluate` returns (numbers plus the name of the matching)."""
+        numbers = {key: float(value) for key, value in scores.items() if isinstance(value, int | float)}
+        return cls(method, numbers, str(scores.get("matching", "nearest")), label)
+
+    @property
+    def name(self) -> str:
+        """The name that a reader sees."""
+        return self.label or METHODS.get(self.method, self.method)
+
+
+@dataclass(frozen=True)
+class PseudoLabels:
+    """How the teacher's proposals on the unlabelled images were sorted, and how good the accepted ones are.
+
+    Attributes:
+        images: Images that were labelled by the teacher.
+        accepted: Proposed targets that train the student.
+        ignored: Proposed targets whose pixels do not count in the student's loss.
+        rejected: Proposed targets that were dropped, by the reason of the gate.
+        quality: `IoU`, `nIoU` and `Pd` in percent, `Fa` per million, measured against labels that no training saw; None
+            when no such labels exist.
+        coverage: Accepted ÷ proposed, in [0, 1]; None to have it taken from the counts above.
+    """
+
+    images: int
+    accepted: int
+    ignored: int
+    rejected: Mapping[str, int] = field(default_factory=dict)
+    quality: Mapping[str, float] | None = None
+    coverage: float | None = None
+
+    @property
+    def proposed(self) -> int:
+        """Proposed targets of any outcome."""
+        return self.accepted + self.ignored + sum(self.rejected.values())
+
+    @property
+    def share(self) -> float | None:
+        """Coverage in [0, 1]; None when nothing was proposed."""
+        if self.coverage is not None:
+            return self.coverage
+        return self.accepted / self.proposed if self.proposed else None
+
+
+@dataclass(frozen=True)
+class RouterWeights:
+    """What the teacher's router chose, averaged over images.
+
+    Attributes:
+        operators: Names of the E operators, in the order of the weights.
+        levels: By level name: E mean weights of the image gate and E mean weights of the token gate, each in [0, 1].
+        entropy: By level name: (step, mean gate entropy in nats) over the training; log E is an even choice.
+    """
+
+    operators: tuple[str, ...]
+    levels: Mapping[str, tuple[Sequence[float], Sequence[float]]]
+    entropy: Mapping[str, Sequence[tuple[int, float]]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for level, (image, token) in self.levels.items():
+            if {len(image), len(token)} != {len(self.operators)}:
+                raise RunError(
+                    f"Router level {level!r} of the report holds {len(image)} image and {len(token)} token weights "
+                    f"where {len(self.operators)} operators are named; pass one weight of each gate per operator."
+                )
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """One image and what each part of the method made of it; every map is aligned with the image.
+
+    Attributes:
+        id: Name of the image.
+        image: float32 (H, W), standardised.
+        truth: bool (H, W) human label, or None when unknown.
+        priors: float32 (E, H, W) responses of the operators, any scale; E may be 0.
+        teacher: float (H, W) teacher's probability in [0, 1], or None.
+        target: bool (H, W) accepted pseudo-label, or None for an image that has none (a test image, say).
+        weight: float (H, W) weight of each pixel in the student's loss, 0 = ignored; None counts as 1 everywhere.
+        student: float (H, W) student's probability in [0, 1], or None.
+    """
+
+    id: str
+    image: np.ndarray
+    truth: np.ndarray | None
+    priors: np.ndarray
+    teacher: np.ndarray | None = None
+    target: np.ndarray | None = None
+    weight: np.ndarray | None = None
+    student: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        if self.image.ndim != 2 or 0 in self.image.shape:
+            raise RunError(f"Example {self.id!r} of the report has an image of shape {self.image.shape}; pass (H, W).")
+        for name in ("truth", "teacher", "target", "weight", "student"):
+            value = getattr(self, name)
+            if value is not None and value.shape != self.image.shape:
+                raise RunError(
+                    f"Example {self.id!r} of the report has {name} of shape {value.shape} beside an image of shape "
+                    f"{self.image.shape}; pass maps of the image's size."
+                )
+        if self.priors.ndim != 3 or self.priors.shape[1:] != self.image.shape:
+            raise RunError(
+                f"Example {self.id!r} of the report has priors of shape {self.priors.shape}; pass (operators, "
+                f"{self.image.shape[0]}, {self.image.shape[1]})."
+            )
+
+
+@dataclass(frozen=True)
+class StageTime:
+    """Wall-clock time of one stage.
+
+    Attributes:
+        name: Name of the stage.
+        seconds: Seconds it took when it was run.
+        peak_rss_mb: Peak resident memory in MiB, or None when not measured.
+    """
+
+    name: str
+    seconds: float
+    peak_rss_mb: float | None = None
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """Everything that a report shows. All text is escaped on the page; whatever is empty or None is left out.
+
+    Attributes:
+        title: Heading of the page, e.g. the name of the run.
+        recipe: The recipe as YAML text.
+        facts: The data set and its split.
+        student: Name of the student network, e.g. `acm`.
+        sam: Name of the SAM that was adapted; `nano` (or a name that starts with `nano`) is the embedded one.
+        scores: Score rows in the order of the table.
+        pseudo_labels: Outcome of the labelling stage, or None when there was none.
+        curves: By training name: the records of its log.jsonl, `{"step", "lr", "loss", ...}` and
+            `{"step", "val": {...}}` in any mixture.
+        router: What the router chose, or None.
+        examples: Images with all intermediate results; about eight keep the page below 5 MB.
+        stages: Wall-clock time of each stage.
+        versions: Software names and versions.
+        hardware: One line on the machine.
+        notes: Sentences that a reader must know, one paragraph each.
+        created: Date shown; empty for none. The page holds no other date, so equal data gives equal bytes.
+    """
+
+    title: str
+    recipe: str
+    facts: DataFacts
+    student: str
+    sam: str
+    scores: Sequence[ScoreRow] = ()
+    pseudo_labels: PseudoLabels | None = None
+    curves: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    router: RouterWeights | None = None
+    examples: Sequence[Example] = ()
+    stages: Sequence[StageTime] = ()
+    versions: Mapping[str, str] = field(default_factory=dict)
+    hardware: str = ""
+    notes: Sequence[str] = ()
+    created: str = ""

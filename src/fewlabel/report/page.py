@@ -1,0 +1,190 @@
+"""The report of a run: one HTML file that needs no network, no script and no other file."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from fewlabel.core.files import write_text
+from fewlabel.report.charts import Line, line_chart, loss_chart, validation_chart
+from fewlabel.report.contents import (
+    DataFacts,
+    Example,
+    PseudoLabels,
+    ReportData,
+    RouterWeights,
+    ScoreRow,
+    StageTime,
+)
+from fewlabel.report.pictures import panels
+from fewlabel.report.summary import judge, sam_line, score
+
+__all__ = [
+    "DataFacts",
+    "Example",
+    "PseudoLabels",
+    "ReportData",
+    "RouterWeights",
+    "ScoreRow",
+    "StageTime",
+    "build",
+    "write",
+]
+
+METRICS = (
+    ("IoU", "IoU", "%", True),
+    ("nIoU", "nIoU", "%", True),
+    ("Pd", "Pd", "%", True),
+    ("Fa", "Fa", "per 10⁶ px", False),
+)
+"""Key, name, unit, and whether higher is better."""
+
+
+def build(data: ReportData) -> str:
+    """Turn the contents of a report into one HTML page.
+
+    Args:
+        data: What the report says.
+
+    Returns:
+        The page; a pure function of `data`. All text is escaped, pictures are embedded, nothing is loaded.
+    """
+    environment = Environment(
+        loader=PackageLoader("fewlabel.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(duration=duration, number=number)
+    return environment.get_template("report.html.j2").render(
+        data=data,
+        facts=data.facts,
+        verdict=judge(data.scores),
+        sam=sam_line(data.sam),
+        scores=score_table(data),
+        matchings=sorted({row.matching for row in data.scores}),
+        outcomes=outcomes(data.pseudo_labels),
+        curves=curves(data),
+        router=router(data.router),
+        examples=examples(data),
+        seconds=sum(stage.seconds for stage in data.stages),
+    )
+
+
+def write(data: ReportData, path: Path) -> None:
+    """Write `build(data)` to `path` as UTF-8, atomically."""
+    write_text(path, build(data))
+
+
+def duration(seconds: float) -> str:
+    """Seconds as `42 s`, `13 min` or `2 h 05 min`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def number(value: float | None, digits: int = 1) -> str:
+    """A number with `digits` decimals, or a dash for None and values that are not finite."""
+    return "–" if value is None or not math.isfinite(value) else f"{value:,.{digits}f}"
+
+
+def score_table(data: ReportData) -> dict[str, Any]:
+    """Rows for the score table, each cell with its share of a bar.
+
+    Args:
+        data: What the report says.
+
+    Returns:
+        `metrics`: the columns; `rows`: name, method, matching, difference in IoU to labels only (None where that is
+        unknown or the row itself), and per metric the value (None when not measured) and the bar's length in percent:
+        of 100 % for the shares, of the highest value for Fa.
+    """
+    highest = max((value for row in data.scores if (value := score(row, "Fa")) is not None), default=0.0)
+    base = next((score(row, "IoU") for row in data.scores if row.method == "labels-only"), None)
+    rows = []
+    for row in data.scores:
+        cells = []
+        for key, _, _, _ in METRICS:
+            value = score(row, key)
+            full = (highest or 1.0) if key == "Fa" else 100.0
+            cells.append({"value": value, "bar": 0.0 if value is None else min(max(100 * value / full, 0.0), 100.0)})
+        iou = score(row, "IoU")
+        gain = None if iou is None or base is None or row.method == "labels-only" else iou - base
+        rows.append({"name": row.name, "method": row.method, "matching": row.matching, "gain": gain, "cells": cells})
+    return {"metrics": METRICS, "rows": rows}
+
+
+def outcomes(labels: PseudoLabels | None) -> list[dict[str, Any]]:
+    """What became of the proposed targets: kind, text, count and share in percent; empty when nothing was proposed."""
+    if labels is None or not labels.proposed:
+        return []
+    parts = [("accepted", "accepted", labels.accepted), ("ignored", "ignored", labels.ignored)]
+    parts += [("rejected", f"rejected: {reason}", count) for reason, count in labels.rejected.items()]
+    return [
+        {"kind": kind, "text": text, "count": count, "share": 100 * count / labels.proposed}
+        for kind, text, count in parts
+    ]
+
+
+def curves(data: ReportData) -> list[dict[str, Any]]:
+    """Charts of each training that logged something: name, loss chart, validation chart and its sentence."""
+    drawn = []
+    for name, records in data.curves.items():
+        loss = loss_chart(name, records)
+        validation, text = validation_chart(name, records)
+        if loss or validation:
+            drawn.append({"name": name, "loss": loss, "validation": validation, "text": text})
+    return drawn
+
+
+def router(weights: RouterWeights | None) -> dict[str, Any] | None:
+    """Rows of the gate heat map and the chart of the gates' entropy; None when there is no router."""
+    if weights is None or not weights.levels:
+        return None
+    rows = [
+        {"level": level, "gate": gate, "weights": [float(value) for value in values]}
+        for level, pair in weights.levels.items()
+        for gate, values in zip(("image", "token"), pair, strict=True)
+    ]
+    lines = [Line(level, points, style=i) for i, (level, points) in enumerate(weights.entropy.items())]
+    even = math.log(len(weights.operators))
+    last: Mapping[str, float] = {line.name: line.points[-1][1] for line in lines if line.points}
+    text = "Mean entropy of the gates in nats; last: " + ", ".join(
+        f"{name} {value:.2f}" for name, value in last.items()
+    )
+    chart = line_chart(
+        lines,
+        description=f"{text}.",
+        bounds=(0.0, even * 1.2),
+        reference=(f"even choice, ln {len(weights.operators)}", even),
+    )
+    return {"operators": weights.operators, "rows": rows, "chart": chart, "lines": lines}
+
+
+def examples(data: ReportData) -> list[dict[str, Any]]:
+    """Pictures of each example: its name, size, enlarged window and panels as plain values."""
+    operators = data.router.operators if data.router else ()
+    drawn = []
+    for example in data.examples:
+        window, pictures = panels(example, operators)
+        height, width = example.image.shape
+        factor = -(-max(height, width) // 256)
+        drawn.append(
+            {
+                "id": example.id,
+                "height": height,
+                "width": width,
+                # The reduced picture covers whole blocks, a little more than the image where its side is no multiple.
+                "picture_height": -(-height // factor) * factor,
+                "picture_width": -(-width // factor) * factor,
+                "window": asdict(window),
+                "truth": example.truth is not None,
+                "panels": [asdict(picture) for picture in pictures],
+            }
+        )
+    return drawn

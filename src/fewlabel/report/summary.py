@@ -1,0 +1,148 @@
+"""The sentences at the top of a report: what the scores say, and what they do not."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fewlabel.report.contents import ScoreRow
+
+LEVEL = 0.05
+"""Differences below this many IoU points vanish in the one decimal that the page shows."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """fewlabel against one other row.
+
+    Attributes:
+        name: Name of the other row.
+        other: IoU of the other row in percent.
+        iou: IoU of fewlabel minus that, in points.
+    """
+
+    name: str
+    other: float
+    iou: float
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the scores say.
+
+    Attributes:
+        tone: `better`, `worse` or `level` against labels only; `unknown` when one of the two was not measured.
+        headline: One sentence.
+        details: Further sentences: the other metrics, the gap to all labels, the caution about one seed.
+        iou: IoU of fewlabel in percent, or None.
+        differences: fewlabel against each other row that has an IoU.
+    """
+
+    tone: str
+    headline: str
+    details: tuple[str, ...]
+    iou: float | None
+    differences: tuple[Difference, ...]
+
+
+def score(row: ScoreRow | None, metric: str) -> float | None:
+    """The value of `metric` in `row`, or None when there is no row, no such metric or no finite value."""
+    value = None if row is None else row.metrics.get(metric)
+    return float(value) if value is not None and math.isfinite(value) else None
+
+
+def judge(rows: Sequence[ScoreRow]) -> Verdict:
+    """Compare `fewlabel` with the other rows, by IoU on the test images.
+
+    Args:
+        rows: Score rows; of rows with the same method the first counts.
+
+    Returns:
+        The verdict. It is `better` or `worse` only when the difference to `labels-only` shows in one decimal.
+    """
+    by_method: dict[str, ScoreRow] = {}
+    for row in rows:
+        by_method.setdefault(row.method, row)
+    ours, base, full = (by_method.get(method) for method in ("fewlabel", "labels-only", "all-labels"))
+    iou, low, high = score(ours, "IoU"), score(base, "IoU"), score(full, "IoU")
+    differences = () if iou is None else _differences(iou, rows)
+    if iou is None:
+        return Verdict("unknown", "This run holds no score of a fewlabel student.", (), None, differences)
+    if ours is None or base is None or low is None:
+        text = (
+            f"The fewlabel student reached an IoU of {iou:.1f}\u00a0%; without a student trained on the labels only, "
+            "nothing can be said about the gain."
+        )
+        return Verdict("unknown", text, (), iou, differences)
+
+    gain = iou - low
+    values = f"({iou:.1f}\u00a0% against {low:.1f}\u00a0%)"
+    if abs(gain) < LEVEL:
+        tone = "level"
+        text = f"fewlabel did not beat training on the labels only: their IoU is level {values}."
+    elif gain > 0:
+        tone = "better"
+        text = f"fewlabel beat training on the labels only by {gain:.1f} points of IoU {values}."
+    else:
+        tone = "worse"
+        text = f"fewlabel did not beat training on the labels only: it lost {-gain:.1f} points of IoU {values}."
+    details = [*_other_metrics(ours, base, gain), *_other_baselines(by_method, iou)]
+    if high is not None and high - low >= LEVEL and gain >= LEVEL:
+        if iou < high:
+            details.append(
+                f"That is {100 * gain / (high - low):.0f}\u00a0% of the way from the labels only to all labels."
+            )
+        else:
+            details.append(f"It also reached the student that was trained on all labels ({high:.1f}\u00a0%).")
+    details.append(
+        "This is one split and one seed: how far such a difference moves between seeds cannot be seen from one run."
+    )
+    return Verdict(tone, text, tuple(details), iou, differences)
+
+
+def _differences(iou: float, rows: Sequence[ScoreRow]) -> tuple[Difference, ...]:
+    """IoU of fewlabel against each other row that has one."""
+    pairs = [(row.name, score(row, "IoU")) for row in rows if row.method != "fewlabel"]
+    return tuple(Difference(name, other, iou - other) for name, other in pairs if other is not None)
+
+
+def _other_metrics(ours: ScoreRow, base: ScoreRow, gain: float) -> list[str]:
+    """Say where another metric tells a different story from IoU; nothing when all agree."""
+    if ours.matching != base.matching:
+        return ["Pd and Fa of the two were measured with different matching rules and cannot be compared."]
+    against = []
+    for metric, sign, digits, unit, noun in (
+        ("nIoU", 1, 1, "\u00a0%", "nIoU"),
+        ("Pd", 1, 1, "\u00a0%", "the share of targets found (Pd)"),
+        ("Fa", -1, 1, " per million pixels", "the false alarms (Fa)"),
+    ):
+        new, old = score(ours, metric), score(base, metric)
+        if new is None or old is None or round(new, digits) == round(old, digits):
+            continue
+        if sign * (new - old) * (gain if abs(gain) >= LEVEL else 1) < 0:
+            verb = "rose" if new > old else "fell"
+            against.append(f"{noun} {verb} from {old:.1f} to {new:.1f}{unit}")
+    if not against:
+        return []
+    worse = gain > -LEVEL
+    return [f"{'Not everything improved' if worse else 'Not everything got worse'}: {'; '.join(against)}."]
+
+
+def _other_baselines(by_method: dict[str, ScoreRow], iou: float) -> list[str]:
+    """Name each further row, all labels apart, that did better than fewlabel."""
+    skipped = {"fewlabel", "labels-only", "all-labels"}
+    better = [
+        f"{row.name} ({value:.1f}\u00a0%)"
+        for method, row in by_method.items()
+        if method not in skipped and (value := score(row, "IoU")) is not None and value - iou >= LEVEL
+    ]
+    return [f"Higher than fewlabel: {', '.join(better)}."] if better else []
+
+
+def sam_line(name: str) -> str:
+    """Say which SAM was adapted, so that nobody takes results of the embedded one for those of Meta's."""
+    if name.lower().startswith("nano"):
+        return (
+            f"SAM of this run: {name}. It is nano-SAM, the small promptable model that comes with fewlabel; every "
+            "result on this page is a result of nano-SAM and says nothing about Meta's SAM."
+        )
+    return f"SAM of this run: {name}."

@@ -1,0 +1,305 @@
+"""The one interface to SAM: encode an image, decode prompts into masks.
+
+`PromptableSegmenter` wraps transformers' `SamModel` (SAM, Kirillov et al., ICCV 2023) and `Sam2Model` (SAM 2, Ravi et
+al., 2024) behind the same two calls. Coordinates are continuous image pixels: column c covers [c, c + 1) and its centre
+is c + 0.5, so scaling to the model's frame is a plain multiplication in both families.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fewlabel.core.errors import ModelError
+
+MEAN = (0.485, 0.456, 0.406)  # ImageNet statistics, as both families were trained with
+STD = (0.229, 0.224, 0.225)
+PAD_LABEL = -10  # a point that fills up a row and is to be ignored
+OUTSIDE = -10.0  # mask-prompt logit of the padding beyond the image: certainly background
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """Encoded images, to be decoded any number of times.
+
+    Attributes:
+        features: Maps `(B, C, h, w)`, highest resolution first; the last is the image embedding that prompts attend to.
+        size: `(H, W)` of the images that were encoded.
+    """
+
+    features: list[Tensor]
+    size: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Frame:
+    """How an image of one size lies in the square input of the network.
+
+    Attributes:
+        size: `(H, W)` of the image.
+        content: `(h, w)` rows and columns of the frame that the resized image covers, from the top left corner.
+        side: Side of the frame.
+    """
+
+    size: tuple[int, int]
+    content: tuple[int, int]
+    side: int
+
+    @classmethod
+    def of(cls, size: tuple[int, int], side: int, keep_aspect: bool) -> "Frame":
+        """Frame of an image: aspect kept and padded bottom and right (SAM), or squashed to the square (SAM 2)."""
+        if not keep_aspect:
+            return cls(size, (side, side), side)
+        scale = side / max(size)
+        return cls(size, (max(1, round(size[0] * scale)), max(1, round(size[1] * scale))), side)
+
+    def points(self, xy: Tensor) -> Tensor:
+        """Map continuous image coordinates `(..., 2)` xy to continuous frame coordinates."""
+        scale = xy.new_tensor([self.content[1] / self.size[1], self.content[0] / self.size[0]])
+        return xy * scale
+
+
+class PromptableSegmenter(nn.Module):
+    """SAM or SAM 2 with its own pixel preparation, exact coordinates and logits at image resolution.
+
+    Args:
+        model: A transformers `SamModel` or `Sam2Model`.
+        family: "sam" or "sam2".
+        name: What the model is called in cards and error messages.
+    """
+
+    def __init__(self, model: nn.Module, family: str, name: str) -> None:
+        super().__init__()
+        self.model: Any = model
+        self.family = family
+        self.name = name
+        side = (
+            model.config.prompt_encoder_config.image_size if family == "sam2" else model.config.vision_config.image_size
+        )
+        self.frame = int(side if isinstance(side, int) else side[0])
+        self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
+
+    @property
+    def encoder_blocks(self) -> list[nn.Module]:
+        """Encoder blocks in order; each returns tokens `(B, h, w, C)`, so a forward hook can adapt them."""
+        encoder = self.model.vision_encoder
+        return list(encoder.layers if self.family == "sam" else encoder.backbone.blocks)
+
+    @property
+    def block_channels(self) -> list[int]:
+        """Channels C of each encoder block's output, in the order of `encoder_blocks`."""
+        if self.family == "sam":
+            return [self.model.config.vision_config.hidden_size] * len(self.encoder_blocks)
+        return [int(block.dim_out) for block in self.model.vision_encoder.backbone.blocks]
+
+    @property
+    def mask_size(self) -> int:
+        """Side of the decoder's logits and of its mask prompt: four cells to each cell of the image embedding."""
+        size = self.model.prompt_encoder.image_embedding_size
+        return 4 * int(size[0])
+
+    def frame_of(self, size: tuple[int, int]) -> Frame:
+        """Where an image of `size` (H, W) lies in this model's input."""
+        return Frame.of(size, self.frame, keep_aspect=self.family == "sam")
+
+    def preprocess(self, images: Tensor) -> Tensor:
+        """Resize, normalise and pad images to the network's frame; differentiable.
+
+        Args:
+            images: float `(B, C, H, W)` in [0, 1], C 1 (repeated) or 3 (RGB).
+
+        Returns:
+            float `(B, 3, S, S)`, S = `frame`; ImageNet-normalised, zeros in the padding.
+
+        Raises:
+            ModelError: `images` has another number of axes or channels.
+        """
+        if images.ndim != 4 or images.shape[1] not in (1, 3):
+            raise ModelError(
+                f"{self.name} takes images (B, C, H, W) with C 1 or 3, got shape {tuple(images.shape)}; "
+                "add the batch axis or choose the channels."
+            )
+        frame = self.frame_of((int(images.shape[-2]), int(images.shape[-1])))
+        pixels = images.expand(-1, 3, -1, -1)
+        if frame.content != frame.size:
+            pixels = F.interpolate(pixels, size=frame.content, mode="bilinear", antialias=True)
+        pixels = (pixels - self.mean) / self.std
+        rows, columns = frame.content
+        return F.pad(pixels, (0, self.frame - columns, 0, self.frame - rows))
+
+    def encode(self, images: Tensor) -> Embedding:
+        """Encode images once for any number of prompts; gradients flow to the images and the encoder.
+
+        Args:
+            images: float `(B, C, H, W)` in [0, 1], C 1 or 3.
+
+        Returns:
+            The embedding, which also remembers the image size.
+
+        Raises:
+            ModelError: `images` has another number of axes or channels.
+        """
+        pixels = self.preprocess(images)
+        size = (int(images.shape[-2]), int(images.shape[-1]))
+        output = self.model.vision_encoder(pixels)
+        if self.family == "sam":
+            return Embedding([output.last_hidden_state], size)
+        features = list(output.fpn_hidden_states)
+        decoder = self.model.mask_decoder
+        features[0] = decoder.conv_s0(features[0])
+        features[1] = decoder.conv_s1(features[1])
+        features[-1] = features[-1] + self.model.no_memory_embedding.view(1, -1, 1, 1)
+        return Embedding(features, size)
+
+    def decode(
+        self,
+        embedding: Embedding,
+        points: Tensor | None = None,
+        point_labels: Tensor | None = None,
+        boxes: Tensor | None = None,
+        masks: Tensor | None = None,
+        multimask: bool = True,
+    ) -> tuple[Tensor, Tensor]:
+        """Masks for P prompts per image, at image resolution.
+
+        Args:
+            embedding: What `encode` returned for B images of size (H, W).
+            points: `(B, P, K, 2)` xy in image pixels, the centre of column c at c + 0.5.
+            point_labels: `(B, P, K)` 1 object, 0 background, -10 padding; all 1 when left out.
+            boxes: `(B, P, 4)` xyxy pixel edges.
+            masks: `(B, P, H, W)` mask logits, or `(B, P, h, w)` logits as `decode_low` returned them.
+            multimask: Three masks for an ambiguous prompt, or one.
+
+        Returns:
+            Logits `(B, P, M, H, W)` with M 3 or 1, and predicted IoU `(B, P, M)`. Without any prompt P is 1: the
+            decoder runs on its own tokens alone.
+
+        Raises:
+            ModelError: The prompts' shapes disagree with each other or with the embedding.
+        """
+        low, quality = self.decode_low(embedding, points, point_labels, boxes, masks, multimask)
+        return self.to_image(low, embedding.size), quality
+
+    def decode_low(
+        self,
+        embedding: Embedding,
+        points: Tensor | None = None,
+        point_labels: Tensor | None = None,
+        boxes: Tensor | None = None,
+        masks: Tensor | None = None,
+        multimask: bool = True,
+    ) -> tuple[Tensor, Tensor]:
+        """The same as `decode` with logits `(B, P, M, h, w)` as the decoder makes them, in the model's frame."""
+        batch = int(embedding.features[-1].shape[0])
+        prompts = self._prompt_count(batch, points, point_labels, boxes, masks)
+        if prompts == 0:
+            count = self.model.mask_decoder.num_multimask_outputs if multimask else 1
+            empty = embedding.features[-1].new_zeros
+            return empty((batch, 0, count, self.mask_size, self.mask_size)), empty((batch, 0, count))
+        frame = self.frame_of(embedding.size)
+        features = embedding.features
+        if points is not None:
+            # The prompt encoders of transformers take pixel indices and add the half pixel themselves.
+            points = frame.points(points) - 0.5
+            if point_labels is None:
+                point_labels = torch.ones(points.shape[:3], dtype=torch.long, device=points.device)
+            point_labels = point_labels.long()
+        if boxes is not None:
+            boxes = frame.points(boxes.reshape(batch, prompts, 2, 2)).reshape(batch, prompts, 4) - 0.5
+        if masks is not None:
+            masks = self._mask_prompt(masks, frame)
+            if prompts > 1:  # one dense embedding per row of the batch: prompts move to the batch axis
+                features = [feature.repeat_interleave(prompts, 0) for feature in features]
+                points, point_labels, boxes = (
+                    None if prompt is None else prompt.flatten(0, 1).unsqueeze(1)
+                    for prompt in (points, point_labels, boxes)
+                )
+        sparse, dense = self.model.prompt_encoder(points, point_labels, boxes, masks)
+        rows = int(features[-1].shape[0])
+        if sparse is None:
+            sparse = features[-1].new_zeros((rows, 1, 0, dense.shape[1]))
+        position = self.model.get_image_wide_positional_embeddings().expand(rows, -1, -1, -1)
+        extra = {"high_resolution_features": features[:-1]} if self.family == "sam2" else {}
+        output = self.model.mask_decoder(
+            image_embeddings=features[-1],
+            image_positional_embeddings=position,
+            sparse_prompt_embeddings=sparse,
+            dense_prompt_embeddings=dense,
+            multimask_output=multimask,
+            **extra,
+        )
+        low, quality = output[0], output[1]
+        return low.reshape(batch, prompts, *low.shape[2:]), quality.reshape(batch, prompts, -1)
+
+    def to_image(self, low: Tensor, size: tuple[int, int]) -> Tensor:
+        """Resample decoder logits to an image: bilinear, the frame's padding left out.
+
+        Args:
+            low: `(..., h, w)` logits over the whole frame.
+            size: (H, W) of the image.
+
+        Returns:
+            `(..., H, W)`; each pixel's centre is looked up where it lies in the frame.
+        """
+        frame = self.frame_of(size)
+        if frame.content == (frame.side, frame.side):
+            flat = low.reshape(-1, 1, *low.shape[-2:])
+            return F.interpolate(flat, size=size, mode="bilinear").reshape(*low.shape[:-2], *size)
+        rows, columns = (
+            _bilinear_matrix(size[axis], frame.content[axis] / size[axis] * low.shape[axis - 2] / frame.side, low, axis)
+            for axis in (0, 1)
+        )
+        return rows @ low @ columns.T
+
+    def _mask_prompt(self, masks: Tensor, frame: Frame) -> Tensor:
+        """Mask logits `(B, P, H, W)` as dense prompts `(B * P, 1, h, w)` in the frame."""
+        flat = masks.reshape(-1, 1, *masks.shape[-2:])
+        if flat.shape[-2:] == (self.mask_size, self.mask_size):
+            return flat
+        side = (self.mask_size, self.mask_size)
+        if frame.content == (frame.side, frame.side):
+            return F.interpolate(flat, size=side, mode="bilinear", antialias=True)
+        rows, columns = frame.content
+        placed = F.interpolate(flat, size=frame.content, mode="bilinear", antialias=True)
+        placed = F.pad(placed, (0, frame.side - columns, 0, frame.side - rows), value=OUTSIDE)
+        return F.adaptive_avg_pool2d(placed, side)
+
+    def _prompt_count(
+        self, batch: int, points: Tensor | None, labels: Tensor | None, boxes: Tensor | None, masks: Tensor | None
+    ) -> int:
+        """Number P of prompts per image, after checking that all prompts agree on B and P."""
+        if labels is not None and (points is None or labels.shape != points.shape[:3]):
+            got = None if points is None else tuple(points.shape)
+            raise ModelError(
+                f"point_labels {tuple(labels.shape)} do not belong to points {got}; give one label (B, P, K) per point."
+            )
+        counts = set()
+        for kind, prompt, axes in (("points", points, 4), ("boxes", boxes, 3), ("masks", masks, 4)):
+            if prompt is None:
+                continue
+            if prompt.ndim != axes or prompt.shape[0] != batch:
+                raise ModelError(
+                    f"{kind} have shape {tuple(prompt.shape)}; expected {axes} axes starting with (B, P), where "
+                    f"B = {batch} as in the embedding."
+                )
+            counts.add(int(prompt.shape[1]))
+        if len(counts) > 1:
+            raise ModelError(
+                f"points, boxes and masks name {sorted(counts)} prompts per image; give the same P to each."
+            )
+        return counts.pop() if counts else 1
+
+
+def _bilinear_matrix(length: int, scale: float, low: Tensor, axis: int) -> Tensor:
+    """Interpolation weights `(length, n)` from the n cells of one axis of `low` to `length` pixels.
+
+    Pixel i's centre lies at cell coordinate (i + 0.5) * scale - 0.5, clamped to the outermost cell centres, which is
+    `F.interpolate(mode="bilinear", align_corners=False)` with a scale that need not be a ratio of integers.
+    """
+    cells = int(low.shape[axis - 2])
+    centre = ((torch.arange(length, device=low.device, dtype=torch.float64) + 0.5) * scale - 0.5).clamp(0, cells - 1)
+    grid = torch.arange(cells, device=low.device, dtype=torch.float64)
+    return (1.0 - (centre[:, None] - grid).abs()).clamp_min(0.0).to(low.dtype)

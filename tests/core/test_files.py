@@ -1,0 +1,85 @@
+"""Atomic files and folder swaps, with a kill at every rename."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fewlabel.core import files
+from fewlabel.core.errors import DataError
+
+
+def test_atomic_path_keeps_the_old_file_when_the_block_fails(tmp_path: Path) -> None:
+    target = tmp_path / "deep" / "value.txt"
+    files.write_text(target, "old")
+    with pytest.raises(RuntimeError), files.atomic_path(target) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert target.read_text() == "old"
+    assert [path.name for path in target.parent.iterdir()] == ["value.txt"]
+
+
+def test_read_json_names_the_file(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.json"
+    broken.write_text("{")
+    with pytest.raises(DataError, match="broken.json is not valid JSON"):
+        files.read_json(broken)
+    with pytest.raises(DataError, match="absent.json does not exist"):
+        files.read_json(tmp_path / "absent.json")
+
+
+def test_replace_folder_swaps_whole_or_not_at_all(tmp_path: Path) -> None:
+    folder = tmp_path / "state"
+    for text in ("one", "two"):
+        with files.replace_folder(folder) as fresh:
+            (fresh / "value").write_text(text)
+    assert (folder / "value").read_text() == "two"
+    with pytest.raises(RuntimeError), files.replace_folder(folder) as fresh:
+        (fresh / "value").write_text("three")
+        raise RuntimeError
+    assert (folder / "value").read_text() == "two"
+    assert [path.name for path in tmp_path.iterdir()] == ["state"]
+
+
+KILLER = """
+import os, sys
+from pathlib import Path
+from fewlabel.core import files
+folder, when = Path(sys.argv[1]), int(sys.argv[2])
+count = 0
+rename = Path.rename
+def counting(self, target):
+    global count
+    if count == when:
+        os._exit(9)
+    count += 1
+    return rename(self, target)
+Path.rename = counting
+with files.replace_folder(folder) as fresh:
+    (fresh / "value").write_text("new")
+"""
+
+
+@pytest.mark.parametrize("when", [0, 1, 2])
+def test_a_kill_between_renames_leaves_old_or_new(tmp_path: Path, when: int) -> None:
+    folder = tmp_path / "state"
+    with files.replace_folder(folder) as fresh:
+        (fresh / "value").write_text("old")
+    ended = subprocess.run([sys.executable, "-c", KILLER, str(folder), str(when)], check=False)
+    assert ended.returncode == 9
+    files.recover_folder(folder)
+    assert (folder / "value").read_text() == ("old" if when == 0 else "new")
+    with files.replace_folder(folder) as fresh:
+        (fresh / "value").write_text("newer")
+    assert (folder / "value").read_text() == "newer"
+    assert [path.name for path in tmp_path.iterdir()] == ["state"]
+
+
+def test_hashes(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"abc")
+    expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert files.sha256_file(path) == expected
+    assert files.sha256_json({"a": 1, "b": [2]}) == files.sha256_json({"b": [2], "a": 1})
+    assert files.sha256_json({"a": 1}) != files.sha256_json({"a": 2})

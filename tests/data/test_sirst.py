@@ -1,0 +1,185 @@
+"""The SIRST layout: lists as they are published, and everything that can be wrong with folders and lists."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image as Pillow
+
+from fewlabel.core.errors import DataError
+from fewlabel.core.types import Labelled, Unlabelled
+from fewlabel.data.readers.sirst import SirstDataset
+
+
+def add(root: Path, *ids: str, masks: bool = True, size: int = 16) -> None:
+    """Images of ``size`` squared with one two-pixel target each."""
+    for folder in ("images", "masks", "img_idx"):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    mask = np.zeros((size, size), np.uint8)
+    mask[3, 4:6] = 255
+    for number, id in enumerate(ids):
+        Pillow.fromarray(np.full((size, size), 10 * number + 1, np.uint8) + mask // 4).save(root / f"images/{id}.png")
+        if masks:
+            Pillow.fromarray(mask).save(root / f"masks/{id}.png")
+
+
+def lists(root: Path, train: str | bytes | None = None, test: str | bytes | None = None) -> None:
+    for part, text in (("train", train), ("test", test)):
+        if text is not None:
+            (root / f"img_idx/{part}_x.txt").write_bytes(text.encode() if isinstance(text, str) else text)
+
+
+def refuses(root: Path, *words: str, **options) -> None:
+    with pytest.raises(DataError) as caught:
+        SirstDataset(root, **options)
+    for word in words:
+        assert word in str(caught.value), str(caught.value)
+    assert "\n" not in str(caught.value) and str(caught.value).endswith(".")
+
+
+def test_lists_images_and_masks(tmp_path):
+    add(tmp_path, "b", "a", "c")
+    lists(tmp_path, "b\na\n", "c\n")
+    data = SirstDataset(tmp_path)
+    assert (data.name, data.train_ids, data.test_ids, data.problems) == (tmp_path.name, ("b", "a"), ("c",), ())
+    sample = data.labelled("a")
+    assert isinstance(sample, Labelled) and sample.image.id == "a" and len(sample.instances) == 1
+    assert sample.instances.source == "human" and sample.instances.areas().tolist() == [2]
+    assert isinstance(data.unlabelled("a"), Unlabelled)
+    np.testing.assert_array_equal(data.image("b").pixels[0, :2], 1)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"a\r\nb\r\n",
+        b"\xef\xbb\xbfa\nb",
+        b"\xef\xbb\xbfa\r\n\r\n  b \t\r\n\r\n",
+        b"a.png\nb.PNG\n",
+        b"a\rb",
+        b"\n\na\n \nb\n\n",
+    ],
+    ids=["crlf", "bom", "all", "endings", "old-mac", "blank"],
+)
+def test_lists_as_they_come(tmp_path, text):
+    add(tmp_path, "a", "b", "c")
+    lists(tmp_path, text)
+    assert SirstDataset(tmp_path).train_ids == ("a", "b")
+
+
+def test_dots_belong_to_the_id(tmp_path):
+    add(tmp_path, "frame.0001", "frame.0002")
+    lists(tmp_path, "frame.0001\nframe.0002.png\n")
+    assert SirstDataset(tmp_path).train_ids == ("frame.0001", "frame.0002")
+
+
+def test_image_and_mask_are_matched_over_endings(tmp_path):
+    add(tmp_path)
+    tifffile.imwrite(tmp_path / "images/a.TIFF", np.full((8, 9), 9000, np.uint16))
+    Pillow.fromarray(np.eye(8, 9, dtype=np.uint8)).save(tmp_path / "masks/a.bmp")
+    for hidden in ("images/._a.png", "images/notes.txt"):
+        (tmp_path / hidden).touch()
+    data = SirstDataset(tmp_path)
+    assert data.train_ids == ("a",)
+    sample = data.labelled("a")
+    assert sample.image.dtype == "uint16" and len(sample.instances) == 1  # a diagonal is one 8-connected target
+    np.testing.assert_array_equal(sample.instances.semantic(), np.eye(8, 9, dtype=bool))
+
+
+def test_without_lists_every_image_trains(tmp_path):
+    add(tmp_path, "c", "a", "b")
+    data = SirstDataset(tmp_path)
+    assert (data.train_ids, data.test_ids) == (("a", "b", "c"), ())
+    lists(tmp_path, test="b")
+    data = SirstDataset(tmp_path)
+    assert (data.train_ids, data.test_ids) == (("a", "c"), ("b",))
+
+
+def test_missing_mask_makes_an_image_unlabelled_only(tmp_path):
+    add(tmp_path, "a")
+    add(tmp_path, "b", masks=False)
+    data = SirstDataset(tmp_path)
+    assert [data.has_mask(id) for id in ("a", "b")] == [True, False]
+    assert data.unlabelled("b").image.id == "b"
+    with pytest.raises(DataError, match="no mask in .*masks"):
+        data.labelled("b")
+    with pytest.raises(DataError, match="no image 'z'"):
+        data.image("z")
+
+
+def test_mask_of_another_size(tmp_path):
+    add(tmp_path, "a")
+    Pillow.fromarray(np.zeros((10, 12), np.uint8)).save(tmp_path / "masks/a.png")
+    with pytest.raises(DataError, match=r"masks/a.png is 10 x 12 .* 16 x 16"):
+        SirstDataset(tmp_path).labelled("a")
+
+
+def test_single_pixel_image_can_be_read(tmp_path):
+    add(tmp_path)
+    for folder in ("images", "masks"):
+        Pillow.fromarray(np.ones((1, 1), np.uint8)).save(tmp_path / folder / "a.png")
+    assert SirstDataset(tmp_path).labelled("a").instances.areas().tolist() == [1]
+
+
+def test_folders_that_are_no_data_set(tmp_path):
+    refuses(tmp_path, "no folder 'images'")
+    refuses(tmp_path / "nowhere", "no folder 'images'")
+    add(tmp_path)
+    refuses(tmp_path, "holds no image", ".png")
+    add(tmp_path, "a", masks=False)
+    Pillow.new("L", (16, 16)).save(tmp_path / "masks/a_mask.png")
+    refuses(tmp_path, "a_mask", "rename")
+
+
+def test_listed_id_without_image_names_list_and_line(tmp_path):
+    add(tmp_path, "a")
+    lists(tmp_path, "a\r\n\r\nghost\r\n")
+    refuses(tmp_path, "train_x.txt, line 3", "'ghost'", "remove the line")
+    assert SirstDataset(tmp_path, frozenset({"ghost"})).train_ids == ("a",)
+
+
+def test_id_twice_in_a_list_or_in_both(tmp_path):
+    add(tmp_path, "a", "b")
+    lists(tmp_path, "a\nb\na\n")
+    refuses(tmp_path, "line 3", "'a'", "line 1")
+    lists(tmp_path, "a\n", "b\na\n")
+    refuses(tmp_path, "test_x.txt, line 2", "train_x.txt, line 1")
+
+
+def test_two_files_of_one_stem(tmp_path):
+    add(tmp_path, "a", "b")
+    Pillow.new("L", (16, 16)).save(tmp_path / "images/a.bmp")
+    refuses(tmp_path, "a.bmp and a.png", "keep one")
+    lenient = SirstDataset(tmp_path, strict=False)
+    assert [problem.id for problem in lenient.problems] == ["a"] and lenient.train_ids == ("a", "b")
+    with pytest.raises(DataError, match="a.bmp and a.png"):
+        lenient.image("a")
+    assert SirstDataset(tmp_path, frozenset("a")).train_ids == ("b",)
+
+
+def test_lists_that_cannot_be_used(tmp_path):
+    add(tmp_path, "a", "b")
+    lists(tmp_path, "\n \n")
+    refuses(tmp_path, "names no image")
+    lists(tmp_path, "a\n".encode("utf-16"))
+    refuses(tmp_path, "UTF-8")
+    lists(tmp_path, "a\n")
+    (tmp_path / "img_idx/train_other.txt").write_text("b\n")
+    refuses(tmp_path, "several train lists", "train_other.txt, train_x.txt")
+
+
+def test_several_problems_are_counted(tmp_path):
+    add(tmp_path, "a")
+    lists(tmp_path, "a\na\nx\ny\n")
+    refuses(tmp_path, "3 problems, the first", "line 2")
+
+
+@pytest.mark.parametrize(("name", "train", "test"), [("NUAA-SIRST", 213, 214), ("NUDT-SIRST", 663, 664)])
+def test_published_sets(real_data, name, train, test):
+    data = SirstDataset(real_data / name)
+    assert (data.name, len(data.train_ids), len(data.test_ids)) == (name, train, test)
+    assert not set(data.train_ids) & set(data.test_ids)
+    assert all(data.has_mask(id) for id in data.train_ids + data.test_ids)
+    sample = data.labelled(data.test_ids[0])
+    assert sample.image.bit_depth == 8 and len(sample.instances) >= 1

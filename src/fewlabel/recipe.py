@@ -8,7 +8,6 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fewlabel.core.errors import DataError, RecipeError
-from fewlabel.data.augment import AugmentConfig
 from fewlabel.scalpel.distill import TeachConfig
 from fewlabel.scalpel.teacher import TeacherConfig
 from fewlabel.scalpel.transfer import PseudoConfig
@@ -71,7 +70,6 @@ class Recipe(Section):
     teacher: TeacherConfig
     teach: TeachConfig
     label: PseudoConfig
-    augment: AugmentConfig = Field(default_factory=AugmentConfig)
     student: StudentSection
     eval: EvalSection = Field(default_factory=EvalSection)
 

@@ -65,11 +65,12 @@ def test_areas_and_counts_follow_the_config(scenes):
     assert (numbers == 1).mean() > 0.5
 
 
-def test_tight_area_limits_hold():
-    config = InfraredConfig(area=(1, 9), area_median=6)
-    for k in range(60):
-        areas = np.bincount(render(rng(3, k), 64, config).labels.ravel())[1:]
-        assert (areas <= 9).all() and (areas >= 1).all()
+@pytest.mark.parametrize("limits", [(1, 9), (1, 1), (30, 40), (4, 60)])
+def test_tight_area_limits_hold(limits):
+    config = InfraredConfig(area=limits, area_median=float(np.mean(limits)), counts=(0, 0.5, 0.5))
+    areas = np.concatenate([np.bincount(render(rng(3, k), 64, config).labels.ravel())[1:] for k in range(40)])
+    assert len(areas) >= 20
+    assert areas.min() >= limits[0] and areas.max() <= limits[1]
 
 
 def test_a_config_without_targets_gives_empty_scenes():

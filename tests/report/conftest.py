@@ -74,7 +74,12 @@ def make_data(count: int = 3) -> ReportData:
             ScoreRow("all-labels", {"IoU": 70.3, "nIoU": 69.4, "Pd": 97.2, "Fa": 20.1}),
         ),
         pseudo_labels=PseudoLabels(
-            192, 181, 22, {"low probability": 19, "unstable": 7, "too large": 2}, {"IoU": 58.3, "Pd": 90.2, "Fa": 12.5}
+            192,
+            181,
+            22,
+            28,
+            {"confident": 181, "dark": 2, "disputed": 9, "small": 26, "unsure": 13},
+            {"IoU": 58.3, "Pd": 90.2, "Fa": 12.5},
         ),
         curves={
             "teacher": make_curve(1, 2000, 62),

@@ -12,7 +12,7 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -24,22 +24,21 @@ class AugmentConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    target_probability: float = Field(0.7, ge=0, le=1, description="share of crops placed so that they hold a target")
-    turns: bool = Field(True, description="flips and quarter turns, all eight equally likely")
-    scale_probability: float = Field(0.5, ge=0, le=1, description="share of crops that are scaled")
-    scale_low: float = Field(0.75, ge=0.5, le=1, description="smallest scale: 0.75 shows targets at 3/4 of their size")
-    scale_high: float = Field(1.33, ge=1, le=4, description="largest scale")
-    gain: float = Field(0.2, ge=0, le=1, description="contrast factor, log-uniform in exp(-gain)..exp(gain)")
-    offset: float = Field(0.2, ge=0, le=5, description="brightness shift, uniform in -offset..offset")
-    gamma: float = Field(0.25, ge=0, le=1, description="exponent on the range, log-uniform in exp(-gamma)..exp(gamma)")
-    noise: float = Field(0.05, ge=0, le=1, description="largest standard deviation of added white noise")
-
-    @model_validator(mode="after")
-    def _scales_are_ordered(self) -> AugmentConfig:
-        # The single bounds already keep low <= 1 <= high; this guards against a later change of the bounds.
-        if self.scale_low > self.scale_high:
-            raise ValueError(f"scale_low {self.scale_low} is above scale_high {self.scale_high}")
-        return self
+    target_probability: float = Field(
+        default=0.7, ge=0, le=1, description="share of crops placed so that they hold a target"
+    )
+    turns: bool = Field(default=True, description="flips and quarter turns, all eight equally likely")
+    scale_probability: float = Field(default=0.5, ge=0, le=1, description="share of crops that are scaled")
+    scale_low: float = Field(
+        default=0.75, ge=0.5, le=1, description="smallest scale: 0.75 shows targets at 3/4 of their size"
+    )
+    scale_high: float = Field(default=1.33, ge=1, le=4, description="largest scale")
+    gain: float = Field(default=0.2, ge=0, le=1, description="contrast factor, log-uniform in exp(-gain)..exp(gain)")
+    offset: float = Field(default=0.2, ge=0, le=5, description="brightness shift, uniform in -offset..offset")
+    gamma: float = Field(
+        default=0.25, ge=0, le=1, description="exponent on the range, log-uniform in exp(-gamma)..exp(gamma)"
+    )
+    noise: float = Field(default=0.05, ge=0, le=1, description="largest standard deviation of added white noise")
 
 
 @dataclass(frozen=True)
@@ -178,8 +177,11 @@ def resize(
     if count:
         kept = np.zeros(count + 1, bool)
         kept[labels[grid][new_target]] = True
-        for number in np.flatnonzero(~kept[1:]) + 1:
-            rows, columns = np.nonzero(labels == number)
+        lost = np.flatnonzero(~kept[1:]) + 1
+        all_rows, all_columns = np.nonzero(target) if len(lost) else (lost, lost)
+        owners = labels[all_rows, all_columns]
+        for number in lost:
+            rows, columns = all_rows[owners == number], all_columns[owners == number]
             near = int(np.argmin((rows - rows.mean()) ** 2 + (columns - columns.mean()) ** 2))
             row, column = (int((value[near] + 0.5) * size / side) for value in (rows, columns))
             new_target[row, column] = True

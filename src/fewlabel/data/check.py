@@ -32,7 +32,7 @@ MIN_SIDE = 8
 """Smallest height and width that training and evaluation take."""
 
 AREA_EDGES = (1, 2, 5, 10, 25, 81)
-"""Lower edges of the target area histogram in pixels; 81 px (0.12 % of 256 x 256) bounds "small" after SPIE's rule."""
+"""Lower edges of the target area histogram in pixels; above 80 px a target no longer counts as small (SPIE)."""
 
 
 @dataclass(frozen=True)

@@ -101,9 +101,9 @@ def read_mask(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Read one mask as bool (H, W), True = target.
 
     Nonzero is target: 0/1, 0/255, label maps (0, 1, 2, ...), palette indexes and TIFF samples (0 is background
-    whatever colour it is shown in), any nonzero channel of a coloured mask. Two kinds hold soft borders and are cut at one half instead:
-    8-bit grey that reaches 255 and has values between, or that is JPEG and reaches 128 (cut: >= 128), and float TIFF
-    (cut: >= 0.5).
+    whatever colour it is shown in), any nonzero channel of a coloured mask. Two kinds hold soft borders and are cut at
+    one half instead: 8-bit grey that reaches 255 with values between, or that is JPEG and reaches 128 (target: >= 128),
+    and float TIFF (target: >= 0.5).
 
     Raises:
         FileError: As `read_image`; also for a mask that mixes small class numbers (below 8) with 255 and nothing

@@ -169,8 +169,8 @@ def _stratified_order(ids: list[str], areas: np.ndarray, rng: np.random.Generato
 def _validation_places(strata: Sequence[int], share: float) -> list[bool]:
     """Which places of the order validate, decided from the front so that every front part keeps its choice.
 
-    Of the first n places, n >= 2, at least ``max(1, floor(n * share))`` and at most one more validate. Within each block
-    of places that adds one, the place whose group lags most behind its share is taken.
+    Of the first n places, n >= 2, at least ``max(1, floor(n * share))`` and at most one more validate. Within each
+    block of places that adds one, the place whose group lags most behind its share is taken.
     """
     held = [False] * len(strata)
     if share == 0 or not strata:

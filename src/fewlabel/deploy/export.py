@@ -92,7 +92,8 @@ def export_student(
                 verbose=False,
             )
     except Exception as error:
-        reason = str(error).strip().splitlines()[0][:300]
+        # The exporter's own text is advice on its steps; what went wrong is in the exception behind it.
+        reason = str(error.__cause__ or error).strip().splitlines()[0][:200]
         raise ExportError(
             f"Student {name!r} cannot be exported to {path} with dynamic batch, height and width ({reason}); its"
             " forward pass must not branch on the size of its input."

@@ -18,9 +18,9 @@ from fewlabel.labels.store import LabelStore, target_and_weight
 Draw = Callable[[int, np.random.Generator], list[Patch]]
 
 
-def open_dataset(root: Path, exclude: Iterable[str] = ()) -> Dataset:
-    """Open a data set of the SIRST family, without the images in `exclude`."""
-    return SirstDataset(root, exclude=frozenset(exclude))
+def open_dataset(root: Path, exclude: Iterable[str] = (), *, strict: bool = True) -> Dataset:
+    """Open a data set of the SIRST family without the images in `exclude`; see `SirstDataset` for `strict`."""
+    return SirstDataset(root, exclude=frozenset(exclude), strict=strict)
 
 
 def inventory(root: Path) -> str:

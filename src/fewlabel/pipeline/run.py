@@ -8,7 +8,6 @@ from typing import Any
 
 from fewlabel.core.errors import RunError
 from fewlabel.core.files import read_json, write_text
-from fewlabel.data.check import check as check_dataset
 from fewlabel.data.dataset import Dataset
 from fewlabel.data.split import Split
 from fewlabel.pipeline import stages
@@ -43,8 +42,12 @@ class Run:
     @cached_property
     def dataset(self) -> Dataset:
         """The data set without the images that the check rejected."""
-        rejected = read_json(self.folder.stage("check") / "check.json")["rejected"]
-        return open_dataset(self.recipe.data.root, [item["id"] for item in rejected])
+        return open_dataset(self.recipe.data.root, [item["id"] for item in self._checked["rejected"]])
+
+    @cached_property
+    def _checked(self) -> dict[str, Any]:
+        """What the check stage wrote."""
+        return dict(read_json(self.folder.stage("check") / "check.json"))
 
     @cached_property
     def split(self) -> Split:
@@ -82,16 +85,17 @@ class Run:
             return lambda: recipe.model_dump(mode="json", include=set(sections))
 
         def check_inputs() -> Any:
-            return {"format": recipe.data.format, "files": inventory(recipe.data.root), "keep_going": self.keep_going}
+            masks_needed = recipe.split.fraction is not None
+            return [recipe.data.format, inventory(recipe.data.root), self.keep_going, masks_needed]
 
         def without(*keys: str) -> Callable[[], Any]:
             left = {key: value for key, value in student.items() if key not in keys}
-            return lambda: [settings("augment", "seed", "eval")(), left]
+            return lambda: [settings("seed", "eval")(), left]
 
         return {
             "check": (check_inputs, self._check),
             "split": (settings("split"), self._split),
-            "teach": (settings("teacher", "teach", "augment", "seed", "eval"), self._teach),
+            "teach": (settings("teacher", "teach", "seed", "eval"), self._teach),
             "label": (settings("label", "eval"), self._label),
             "synthetic": (without("compare", "labelled_share"), self._synthetic),
             "train": (without("compare"), self._train),
@@ -101,10 +105,11 @@ class Run:
         }
 
     def _check(self, out: Path) -> None:
-        stages.check(open_dataset(self.recipe.data.root), out, keep_going=self.keep_going)
+        root, fraction = self.recipe.data.root, self.recipe.split.fraction
+        stages.check(root, out, keep_going=self.keep_going, fraction=fraction)
 
     def _split(self, out: Path) -> None:
-        stages.split(self.dataset, self.recipe.split, out)
+        stages.split(self.dataset, self._checked["areas"], self.recipe.split, out)
 
     def _fingerprint(self, stage: Stage) -> str:
         manifest = self.folder.manifest(stage)
@@ -153,7 +158,5 @@ def check_folder(root: Path, *, keep_going: bool = False, out: Path | None = Non
     Raises:
         DataError: An image or mask cannot be used, and `keep_going` is off.
     """
-    report = check_dataset(open_dataset(root), keep_going=keep_going)
-    if out is not None:
-        stages.write_check(report, out)
-    print(report.summary())
+    report = stages.check(root, out, keep_going=keep_going, fraction=None)
+    print("\n".join(report.lines()))

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from fewlabel.core.errors import DataError, RunError
@@ -20,7 +21,7 @@ from fewlabel.labels.store import LabelStore, target_and_weight
 from fewlabel.metrics.scores import Scores
 from fewlabel.metrics.scores import evaluate as score
 from fewlabel.pipeline.folder import RunFolder
-from fewlabel.pipeline.inputs import draw_scenes, pseudo_loaders
+from fewlabel.pipeline.inputs import draw_scenes, open_dataset, pseudo_loaders
 from fewlabel.recipe import Method, Recipe, SplitSection
 from fewlabel.scalpel import transfer
 from fewlabel.scalpel.distill import teach
@@ -34,30 +35,38 @@ from fewlabel.training.loop import WEIGHTS
 THRESHOLD = 0.5  # of every student's probability: a student must be usable as it comes
 
 
-def check(dataset: Dataset, out: Path, *, keep_going: bool) -> None:
-    """Decode everything once; writes check.json and rejected.csv."""
-    write_check(check_dataset(dataset, keep_going=keep_going), out)
+def check(root: Path, out: Path | None, *, keep_going: bool, fraction: float | None) -> CheckReport:
+    """Decode everything once; writes check.json and rejected.csv.
+
+    Args:
+        root: The data set's folder.
+        out: Where to write; nothing is written when absent.
+        keep_going: List unusable images as rejected instead of stopping.
+        fraction: Labelled share that the split will take. With one, every training image has to have a mask, so that
+            the share is drawn from all of them; with None, masks may be missing. Test images always need theirs.
+
+    Raises:
+        DataError: Something cannot be used, and `keep_going` is off.
+    """
+    dataset = open_dataset(root, strict=False)
+    required = dataset.test_ids if fraction is None else (*dataset.train_ids, *dataset.test_ids)
+    rejected = None if out is None else out / "rejected.csv"
+    report = check_dataset(dataset, keep_going=keep_going, require_masks=required, rejected_csv=rejected)
+    if out is not None:
+        write_json(out / "check.json", report.to_json())
+    return report
 
 
-def write_check(report: CheckReport, out: Path) -> None:
-    """Write check.json and, with its head line alone when nothing was rejected, rejected.csv."""
-    report.write_rejected(out / "rejected.csv")
-    write_json(out / "check.json", report.to_json())
-
-
-def split(dataset: Dataset, section: SplitSection, out: Path) -> None:
+def split(dataset: Dataset, areas: dict[str, float], section: SplitSection, out: Path) -> None:
     """Choose labelled, validation and unlabelled images; writes split.json."""
-    known = [id for id in dataset.train_ids if dataset.has_mask(id)]
-    areas = {id: float(dataset.labelled(id).instances.areas().sum()) for id in known}
-    made = make_split(
+    make_split(
         dataset.train_ids,
-        areas,
+        {id: areas[id] for id in dataset.train_ids if id in areas},
         fraction=section.fraction,
         seed=section.seed,
         validation_share=section.validation_share,
         test_ids=dataset.test_ids,
-    )
-    made.save(out / "split.json")
+    ).save(out / "split.json")
 
 
 def teach_teacher(recipe: Recipe, dataset: Dataset, split: Split, out: Path, *, inputs: str) -> None:
@@ -77,7 +86,6 @@ def teach_teacher(recipe: Recipe, dataset: Dataset, split: Split, out: Path, *, 
         recipe.teach,
         out,
         seed=recipe.seed,
-        augment=recipe.augment,
         validate=validate if held_out else None,
         fingerprint=inputs,
     )
@@ -115,13 +123,12 @@ def train_synthetic(recipe: Recipe, out: Path) -> None:
     if not section.synthetic_steps:
         return
     train_student(
-        create(section.network, seed=recipe.seed),
+        fresh_student(recipe),
         draw_scenes(section.training.crop),
         section.training.model_copy(update={"steps": section.synthetic_steps}),
         out,
         seed=recipe.seed,
         label="student on rendered scenes",
-        augment=recipe.augment,
     )
 
 
@@ -149,8 +156,7 @@ def train_method(
     Raises:
         RunError: `synthetic-pretrained` is asked for, but the recipe has no synthetic steps.
     """
-    # The initial weights depend on the recipe's seed alone, so every method starts from the same network.
-    student = create(recipe.student.network, seed=recipe.seed)
+    student = fresh_student(recipe)
     if method == "synthetic-pretrained" and not recipe.student.synthetic_steps:
         raise RunError("Method 'synthetic-pretrained' needs rendered scenes; set student.synthetic_steps above 0.")
     if method in ("fewlabel", "synthetic-pretrained") and recipe.student.synthetic_steps:
@@ -166,7 +172,6 @@ def train_method(
         out / method,
         seed=recipe.seed,
         label=f"student {method}",
-        augment=recipe.augment,
         validate=validate if held_out else None,
         fingerprint=sha256_json([method, inputs]),
     )
@@ -207,6 +212,13 @@ def evaluate(recipe: Recipe, dataset: Dataset, split: Split, folder: RunFolder, 
     write_json(out / "scores.json", {"methods": scores, "pseudo_labels": pseudo, "threshold": THRESHOLD})
 
 
+def fresh_student(recipe: Recipe) -> nn.Module:
+    """The untrained student; its weights depend on the recipe's seed alone, so every method starts from the same."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        return create(recipe.student.network)
+
+
 def student_folder(folder: RunFolder, method: str) -> Path:
     """Where the student of a method is: the train stage has fewlabel's, the baselines stage all others."""
     return folder.stage("train" if method == "fewlabel" else "baselines") / method
@@ -225,7 +237,7 @@ def load_student(recipe: Recipe, folder: RunFolder, method: str) -> nn.Module:
             f"{folder.path} holds no student by method {method!r}, only {', '.join(trained) or 'none yet'}; train it or"
             " choose one of them."
         )
-    student = create(recipe.student.network, seed=recipe.seed)
+    student = fresh_student(recipe)
     load_weights(weights, student)
     return student.eval()
 

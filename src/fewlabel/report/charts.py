@@ -145,7 +145,7 @@ def _log_ticks(low: float, high: float) -> list[float]:
     decades = range(math.floor(low), math.ceil(high) + 1)
     factors = (1,) if high - low > 2.5 else (1, 2, 5)
     values = [factor * 10.0**decade for decade in decades for factor in factors]
-    return [value for value in values if low <= math.log10(value) <= high]
+    return [value for value in values if value > 0 and low <= math.log10(value) <= high]
 
 
 def loss_chart(name: str, records: Sequence[Mapping[str, Any]]) -> Markup:

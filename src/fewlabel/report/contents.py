@@ -82,7 +82,8 @@ class PseudoLabels:
         images: Images that were labelled by the teacher.
         accepted: Proposed targets that train the student.
         ignored: Proposed targets whose pixels do not count in the student's loss.
-        rejected: Proposed targets that were dropped, by the reason of the gate.
+        rejected: Proposed targets that were taken for background.
+        reasons: Proposed targets of any outcome, by the gate's word for its reason.
         quality: `IoU`, `nIoU` and `Pd` in percent, `Fa` per million, measured against labels that no training saw; None
             when no such labels exist.
         coverage: Accepted ÷ proposed, in [0, 1]; None to have it taken from the counts above.
@@ -91,14 +92,28 @@ class PseudoLabels:
     images: int
     accepted: int
     ignored: int
-    rejected: Mapping[str, int] = field(default_factory=dict)
+    rejected: int
+    reasons: Mapping[str, int] = field(default_factory=dict)
     quality: Mapping[str, float] | None = None
     coverage: float | None = None
+
+    @classmethod
+    def from_summary(cls, summary: Mapping[str, Any]) -> "PseudoLabels":
+        """Take over what `LabelStore.summary` returns, with the scores against the truth under `truth` if known."""
+        return cls(
+            images=summary["images"],
+            accepted=summary["accepted"],
+            ignored=summary["ignored"],
+            rejected=summary["rejected"],
+            reasons=summary.get("reasons", {}),
+            quality=summary.get("truth"),
+            coverage=summary.get("coverage"),
+        )
 
     @property
     def proposed(self) -> int:
         """Proposed targets of any outcome."""
-        return self.accepted + self.ignored + sum(self.rejected.values())
+        return self.accepted + self.ignored + self.rejected
 
     @property
     def share(self) -> float | None:

@@ -120,15 +120,11 @@ def score_table(data: ReportData) -> dict[str, Any]:
 
 
 def outcomes(labels: PseudoLabels | None) -> list[dict[str, Any]]:
-    """What became of the proposed targets: kind, text, count and share in percent; empty when nothing was proposed."""
+    """What became of the proposed targets: kind, count and share in percent; empty when nothing was proposed."""
     if labels is None or not labels.proposed:
         return []
-    parts = [("accepted", "accepted", labels.accepted), ("ignored", "ignored", labels.ignored)]
-    parts += [("rejected", f"rejected: {reason}", count) for reason, count in labels.rejected.items()]
-    return [
-        {"kind": kind, "text": text, "count": count, "share": 100 * count / labels.proposed}
-        for kind, text, count in parts
-    ]
+    counts = {"accepted": labels.accepted, "ignored": labels.ignored, "rejected": labels.rejected}
+    return [{"kind": kind, "count": n, "share": 100 * n / labels.proposed} for kind, n in counts.items()]
 
 
 def curves(data: ReportData) -> list[dict[str, Any]]:

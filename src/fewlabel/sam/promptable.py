@@ -6,7 +6,7 @@ is c + 0.5, so scaling to the model's frame is a plain multiplication in both fa
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -70,17 +70,19 @@ class PromptableSegmenter(nn.Module):
         name: What the model is called in cards and error messages.
     """
 
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
     def __init__(self, model: nn.Module, family: str, name: str) -> None:
         super().__init__()
-        self.model: Any = model
+        self.model = cast(Any, model)  # its parts are named differently in each family
         self.family = family
         self.name = name
-        side = (
-            model.config.prompt_encoder_config.image_size if family == "sam2" else model.config.vision_config.image_size
-        )
+        config = cast(Any, model).config
+        side = (config.prompt_encoder_config if family == "sam2" else config.vision_config).image_size
         self.frame = int(side if isinstance(side, int) else side[0])
-        self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("pixel_mean", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
 
     @property
     def encoder_blocks(self) -> list[nn.Module]:
@@ -126,7 +128,7 @@ class PromptableSegmenter(nn.Module):
         pixels = images.expand(-1, 3, -1, -1)
         if frame.content != frame.size:
             pixels = F.interpolate(pixels, size=frame.content, mode="bilinear", antialias=True)
-        pixels = (pixels - self.mean) / self.std
+        pixels = (pixels - self.pixel_mean) / self.pixel_std
         rows, columns = frame.content
         return F.pad(pixels, (0, self.frame - columns, 0, self.frame - rows))
 

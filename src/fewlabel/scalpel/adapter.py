@@ -150,8 +150,8 @@ class HierarchicalAdapter(nn.Module):
 
     Use as ``with adapter.attached(segmenter, responses): embedding = segmenter.encode(images)``. The `state_dict`
     holds the adapter alone. Up is zero at the start, so the encoder's output is then unchanged, bit for bit without
-    autograd; with it, torch may choose another attention kernel, which differs in the last bits by itself. With by_depth
-    off, all levels share one router and therefore the smallest level's rank.
+    autograd; with it, torch may choose another attention kernel, which differs in the last bits by itself. With
+    by_depth off, all levels share one router and therefore the smallest level's rank.
     """
 
     def __init__(self, block_channels: Sequence[int], config: AdapterConfig, generator: torch.Generator) -> None:

@@ -25,7 +25,7 @@ from fewlabel.core.files import read_json
 from fewlabel.core.radiometry import to_unit
 from fewlabel.sam.families import load
 from fewlabel.sam.promptable import PromptableSegmenter
-from fewlabel.scalpel.adapter import AdapterConfig, HierarchicalAdapter
+from fewlabel.scalpel.adapter import AdapterConfig, HierarchicalAdapter, choose_levels
 from fewlabel.scalpel.bank import OPERATOR_NAMES, OperatorBank
 from fewlabel.scalpel.tiles import TILE
 from fewlabel.training.checkpoint import load_weights
@@ -118,7 +118,7 @@ class FusionHead(nn.Module):
         self.merge = nn.Conv2d(width, width, 3, padding=1)
         self.logit = nn.Conv2d(width, 1, 1)
         nn.init.normal_(self.logit.weight, std=0.01)
-        nn.init.constant_(self.logit.bias, PRIOR_LOGIT)
+        self.logit.bias = nn.Parameter(torch.tensor([PRIOR_LOGIT]))
 
     def forward(self, pixels: Tensor, maps: Sequence[Tensor]) -> Tensor:
         """Logits of a batch.
@@ -133,7 +133,8 @@ class FusionHead(nn.Module):
         full = self.full(pixels)
         half = F.relu(self.down_half(full))
         quarter_size = (half.shape[-2] // 2, half.shape[-1] // 2)
-        fine, coarse = [], []
+        fine: list[Tensor] = []
+        coarse: list[Tensor] = []
         for projection, feature, is_fine in zip(self.projections, maps, self.fine_maps, strict=True):
             size = half.shape[-2:] if is_fine else quarter_size
             (fine if is_fine else coarse).append(projection(feature, size))
@@ -173,18 +174,17 @@ class ScalpelTeacher(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.bank = OperatorBank()
-            self.adapter = (
-                HierarchicalAdapter(
-                    self.segmenter.block_channels, config.adapter, torch.Generator().manual_seed(config.seed)
+            self.adapter: HierarchicalAdapter | None = None
+            maps, grids = self._shapes()
+            if config.adapter is not None:
+                self.adapter = HierarchicalAdapter(
+                    self.segmenter.block_channels,
+                    _with_levels(config.adapter, self.segmenter.block_channels, grids),
+                    torch.Generator().manual_seed(config.seed),
                 )
-                if config.adapter is not None
-                else None
-            )
-            with torch.no_grad():  # one run tells the shapes of whatever SAM this is
-                maps = self._decode(torch.zeros(1, 1, TILE, TILE), None)
-            self.head = FusionHead(config.width, config.projected, [(map.shape[1], map.shape[-1]) for map in maps])
-            self.coarse = nn.Conv2d(maps[-1].shape[1], 1, 1)
-            nn.init.constant_(self.coarse.bias, PRIOR_LOGIT)
+            self.head = FusionHead(config.width, config.projected, maps)
+            self.coarse = nn.Conv2d(maps[-1][0], 1, 1)
+            self.coarse.bias = nn.Parameter(torch.tensor([PRIOR_LOGIT]))
         if config.train_decoder:
             for name, parameter in self.segmenter.model.mask_decoder.named_parameters():
                 parameter.requires_grad_(not name.startswith(UNUSED))
@@ -194,6 +194,25 @@ class ScalpelTeacher(nn.Module):
         super().train(mode)
         self.segmenter.eval()
         return self
+
+    @torch.no_grad()
+    def _shapes(self) -> tuple[list[tuple[int, int]], list[int]]:
+        """Channels and side of SAM's maps for a tile, and the side of each encoder block's grid, from one run."""
+        grids: list[int] = []
+        handles = [
+            block.register_forward_hook(
+                lambda _block, _inputs, output: grids.append(
+                    int((output[0] if isinstance(output, tuple) else output).shape[2])
+                )
+            )
+            for block in self.segmenter.encoder_blocks
+        ]
+        try:
+            maps = self._decode(torch.zeros(1, 1, TILE, TILE), None)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return [(int(map.shape[1]), int(map.shape[-1])) for map in maps], grids
 
     def _decode(self, images: Tensor, responses: Tensor | None) -> list[Tensor]:
         """SAM's maps: its features, then the mask logits of its prompt-free decoder, scaled, (B, M, h, w)."""
@@ -234,6 +253,19 @@ class ScalpelTeacher(nn.Module):
     def card(self) -> dict[str, Any]:
         """What `load_teacher` needs beside the weights: the configuration, and which SAM the weights belong to."""
         return {"config": self.config.model_dump(mode="json"), "sam_sha256": self.sam_sha256}
+
+
+def _with_levels(config: AdapterConfig, block_channels: Sequence[int], grids: Sequence[int]) -> AdapterConfig:
+    """Resolve the levels ``auto``: of `choose_levels`, those whose cells cover at least four pixels of a tile.
+
+    Finer tokens would repeat what the bank and the head do at every pixel, and with nano-SAM the level at stride 2
+    alone would take a third of a training step.
+    """
+    if config.levels != "auto":
+        return config
+    levels = choose_levels(block_channels)
+    coarse = tuple(level for level in levels if grids[level] * 4 <= TILE)
+    return config.model_copy(update={"levels": coarse or levels[-1:]})
 
 
 def weights_sha256(model: nn.Module) -> str:

@@ -65,7 +65,7 @@ class ACM(nn.Module):
     fused with the encoder by `Modulation`, a head at stride 4 and bilinear up-sampling to full resolution.
 
     Size: 0.398 M parameters, as published. 0.40 G multiply-accumulates on 256x256 when, as the usual counters do, a
-    transposed convolution is charged its whole kernel at each output pixel; the arithmetic really done is 0.35 G.
+    transposed convolution is charged its whole kernel at each output pixel; the arithmetic really done is 0.34 G.
 
     Source: Dai et al., WACV 2021 (figures: BasicIRSTD toolbox's table).
     """

@@ -83,5 +83,10 @@ def at_multiple(network: Callable[[Tensor], Tensor], images: Tensor, multiple: i
         (B, K, H, W): the last row and column are repeated up to the next multiple, and the surplus is cut off again.
     """
     height, width = images.shape[-2:]
-    padded = F.pad(images, (0, -width % multiple, 0, -height % multiple), mode="replicate")
-    return network(padded)[..., :height, :width]
+    # An exporter would freeze whether there is something to pad or to cut if this were F.pad's replication and a slice.
+    rows, columns = (
+        torch.arange((side + multiple - 1) // multiple * multiple, device=images.device).clamp(max=side - 1)
+        for side in (height, width)
+    )
+    maps = network(images[..., rows[:, None], columns])
+    return F.pad(maps, (0, width - maps.shape[-1], 0, height - maps.shape[-2]))

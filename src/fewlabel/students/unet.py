@@ -21,7 +21,7 @@ class UNet(nn.Module):
     stride 1 sees one convolution before and one after the coarse levels, with 8 channels; levels are halved by
     convolutions of stride 2 and joined by addition, so that no wide concatenation passes through memory.
 
-    Size: 0.203 M parameters, 0.29 G multiply-accumulates on 256x256.
+    Size: 0.203 M parameters, 0.35 G multiply-accumulates on 256x256.
 
     Source: the encoder-decoder with skips of Ronneberger et al., MICCAI 2015, with additive skips as in feature
     pyramids (Lin et al., CVPR 2017); widths and depth are our own choice.

@@ -41,9 +41,9 @@ def fixed_pattern(rng: np.random.Generator, radiance: Array, column: float, row:
         gain: standard deviation of the relative column gain.
     """
     height, width = radiance.shape
-    offsets_x: Array = rng.standard_normal(width, dtype=np.float32) * np.float32(column)
-    offsets_y: Array = rng.standard_normal(height, dtype=np.float32) * np.float32(row)
-    gains: Array = rng.standard_normal(width, dtype=np.float32) * np.float32(gain)
+    offsets_x = rng.standard_normal((width,), dtype=np.float32) * np.float32(column)
+    offsets_y = rng.standard_normal((height,), dtype=np.float32) * np.float32(row)
+    gains = rng.standard_normal((width,), dtype=np.float32) * np.float32(gain)
     return np.asarray(offsets_x[None, :] + offsets_y[:, None] + gains[None, :] * radiance, np.float32)
 
 

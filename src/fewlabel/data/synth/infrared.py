@@ -170,7 +170,8 @@ def _place(
             if low > high:
                 continue
             snr = low * (high / low) ** float(rng.random() ** SNR_TILT)
-            if _stamp(scene, labels, signal * np.float32(snr * unit), mask, (cy, cx), len(ratios) + 1):
+            amplitude = np.float32(snr * unit)
+            if _stamp(scene, labels, signal * amplitude, mask, (cy, cx), len(ratios) + 1, config.area):
                 ratios.append(snr)
                 near = (cy, cx)
                 break
@@ -193,14 +194,22 @@ def _stamp(
     mask: NDArray[np.bool_],
     centre: tuple[int, int],
     number: int,
+    limits: tuple[int, int],
 ) -> bool:
-    """Add one target patch centred at `centre` to scene and labels in place; False where it would touch another one."""
+    """Add one target patch centred at `centre` to scene and labels in place.
+
+    False, and nothing added, where the visible mask is not within `limits` pixels, in one piece and with the peak in
+    the picture, or would touch another target.
+    """
     half = signal.shape[0] // 2
     y0, x0 = centre[0] - half, centre[1] - half
     top, left = max(0, -y0), max(0, -x0)
     bottom, right = min(signal.shape[0], scene.shape[0] - y0), min(signal.shape[1], scene.shape[1] - x0)
     inside = mask[top:bottom, left:right]
-    if inside.sum() < mask.sum() and (not inside.any() or components(inside)[1] != 1 or not mask[half, half]):
+    whole, seen = int(mask.sum()), int(inside.sum())
+    if not limits[0] <= seen <= limits[1]:
+        return False
+    if seen < whole and (components(inside)[1] != 1 or signal[top:bottom, left:right].max() < signal.max()):
         return False
     ys, xs = np.nonzero(inside)
     ys, xs = ys + y0 + top, xs + x0 + left

@@ -232,7 +232,7 @@ def _photograph(rng: np.random.Generator, canvas: Array, style: str) -> NDArray[
     noise = np.float32(log_uniform(rng, 0.002, {"generic": 0.06, "fluorescence": 0.012}.get(style, 0.03)))
     canvas = canvas + noise * rng.standard_normal(canvas.shape, dtype=np.float32)
     counts = np.rint(np.clip(canvas, 0, 1) * np.float32(255)).astype(np.uint8)
-    return np.ascontiguousarray(np.broadcast_to(counts, (3, *counts.shape[1:])))
+    return np.array(np.broadcast_to(counts, (3, *counts.shape[1:])), order="C")
 
 
 def _renumber(labels: NDArray[np.int32], least: int) -> NDArray[np.int32]:

@@ -48,7 +48,7 @@ def outline(rng: np.random.Generator, kind: str, radius: float) -> Array:
         radial += np.float32(rng.normal(0, strength / np.sqrt(k - 1))) * np.cos(
             k * theta + np.float32(rng.uniform(0, 7))
         )
-    return np.hypot(u, v) / np.clip(radial, 0.4, 1.3)
+    return np.asarray(np.hypot(u, v) / np.clip(radial, 0.4, 1.3), np.float32)
 
 
 def _polygon(rng: np.random.Generator, u: Array, v: Array) -> Array:

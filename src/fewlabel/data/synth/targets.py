@@ -110,7 +110,7 @@ def draw_target(
         area: wanted number of mask pixels; the optics set a floor of about 4 psf².
         psf: standard deviation of the point spread in pixels.
         level: mask threshold relative to the peak.
-        limits: (least, most) mask pixels allowed; the size is reduced until the mask fits.
+        limits: (least, most) mask pixels wanted; where the optics alone exceed the upper one, the blur is reduced.
 
     Returns:
         signal float32 (P, P), peak 1, and its mask bool (P, P), both with a margin that holds the tails.
@@ -119,18 +119,17 @@ def draw_target(
     shift = rng.uniform(-0.5, 0.5, 2)
     reach = float(np.abs(parts.offsets).max() + 2 * parts.axes.max())
     scale = np.sqrt(area / 4) * 0.6
-    for attempt in range(8):
+    for attempt in range(30):
         half = int(np.ceil(reach * scale + 3 * psf)) + 2
-        side = 2 * half + 1
-        signal = render_target(parts, scale, psf, (half + shift[0], half + shift[1]), (side, side), flat)
+        signal = render_target(parts, scale, psf, (half + shift[0], half + shift[1]), (2 * half + 1,) * 2, flat)
         mask = target_mask(signal, level)
         found = int(mask.sum())
-        if attempt >= 2 and found <= limits[1]:
+        fits = limits[0] <= found <= limits[1]
+        if fits and (attempt >= 4 or abs(found - area) <= 0.1 * area):
             break
-        ratio = np.sqrt(area / found)
-        scale *= min(max(ratio, 0.4), 2.0) if attempt < 3 else min(ratio, 0.7)
-        if scale < 0.05:
-            break
+        scale *= float(np.clip(np.sqrt(area / found), 0.5, 2.0))
+        if attempt >= 4 and found > limits[1]:
+            psf *= 0.8
     return signal, mask
 
 

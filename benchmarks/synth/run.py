@@ -1,0 +1,115 @@
+"""Speed of the synthetic scene renderers, in images per second on one core.
+
+    python benchmarks/synth/run.py [--images 300] [--size 256] [--force]
+
+Writes one JSON per cell under benchmarks/synth/results/; a cell that exists is not measured again without --force.
+`images_per_second` counts the processor time of this process alone (one thread), so that a busy machine does not blur
+it; `wall_seconds` is what the clock said. The cell `field` also times the textbook way of making one power-law field
+(complex128 white noise, numpy FFT, frequencies computed anew) in the same run as its baseline.
+"""
+
+import argparse
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+
+for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ[variable] = "1"
+
+import numpy as np  # noqa: E402  the thread limits have to be set before numpy starts its pools
+import scipy  # noqa: E402
+
+from fewlabel.core.files import write_json  # noqa: E402
+from fewlabel.data.synth import infrared, objects  # noqa: E402
+from fewlabel.data.synth.fields import power_law  # noqa: E402
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def measure(make: Callable[[np.random.Generator], object], images: int) -> tuple[float, float]:
+    """Processor seconds and wall seconds for `images` calls of `make`, after ten calls to fill the caches."""
+    for k in range(10):
+        make(np.random.default_rng([0, k]))
+    wall, busy = time.perf_counter(), time.process_time()
+    for k in range(images):
+        make(np.random.default_rng([1, k]))
+    return time.process_time() - busy, time.perf_counter() - wall
+
+
+def textbook_field(rng: np.random.Generator, size: int) -> np.ndarray:
+    """One power-law field as usually written: full complex128 FFT of white noise, every frequency computed anew."""
+    f = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.fftfreq(size)[None, :])
+    f[0, 0] = np.inf
+    field = np.fft.ifft2(np.fft.fft2(rng.standard_normal((size, size))) * f**-1.5).real
+    return (field - field.mean()) / field.std()
+
+
+def hardware() -> str:
+    """Processor's name and number of visible cores."""
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        models = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        name = models[0] if models else name
+    return f"{name}, {os.cpu_count()} cores"
+
+
+def commit() -> str:
+    """Short hash of the checked-out commit, or 'unknown' outside a repository."""
+    call = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    done = subprocess.run(call, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=300, help="images per cell")
+    parser.add_argument("--size", type=int, default=256, help="side of the square images in pixels")
+    parser.add_argument("--force", action="store_true", help="measure again what has a result already")
+    options = parser.parse_args()
+    cells: dict[str, Callable[[np.random.Generator], object]] = {
+        "infrared": lambda rng: infrared.render(rng, options.size),
+        "objects": lambda rng: objects.render(rng, options.size),
+        "field": lambda rng: power_law(rng, (options.size, options.size), 3.0),
+    }
+    for cell, make in cells.items():
+        path = RESULTS / f"{cell}-{options.size}.json"
+        if path.exists() and not options.force:
+            print(f"{path.name} exists")
+            continue
+        seconds, wall = measure(make, options.images)
+        record: dict[str, object] = {
+            "benchmark": "speed-synth",
+            "method": cell,
+            "size": [options.size, options.size],
+            "images": options.images,
+            "images_per_second": round(options.images / seconds, 1),
+            "seconds": round(seconds, 3),
+            "wall_seconds": round(wall, 3),
+            "threads": 1,
+            "load": round(os.getloadavg()[0], 2),
+            "device": "cpu-1",
+            "hardware": hardware(),
+            "python": platform.python_version(),
+            "numpy": np.__version__,
+            "scipy": scipy.__version__,
+            "commit": commit(),
+            "date": date.today().isoformat(),
+        }
+        if cell == "field":
+            baseline, _ = measure(lambda rng: textbook_field(rng, options.size), options.images)
+            record |= {
+                "baseline": "numpy complex128 FFT, nothing cached",
+                "baseline_seconds": round(baseline, 3),
+                "ratio": round(baseline / seconds, 2),
+            }
+        write_json(path, record)
+        print(f"{cell}: {record['images_per_second']} images/s per core")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""A whole run: done once, continued after kills, refused when settings change, exported and used."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from fewlabel.core.errors import DataError, RunError
+from fewlabel.core.files import sha256_file
+from fewlabel.deploy.predict import predict_folder
+from fewlabel.pipeline.export import export_run
+from fewlabel.pipeline.folder import MANIFEST, NEEDS, STAGES, STARTED, RunFolder, Stage, plan
+from fewlabel.pipeline.run import Run, check_folder
+from fewlabel.recipe import load_recipe
+
+RESULTS = ("teach/weights.safetensors", "label/summary.json", "train/fewlabel/weights.safetensors", "eval/scores.json")
+
+
+@pytest.fixture(scope="module")
+def finished(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run that nobody disturbed."""
+    import yaml
+
+    folder = tmp_path_factory.mktemp("run")
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(tiny_values_of(scenes)))
+    run = Run(load_recipe(folder / "tiny.yaml"), folder / "run")
+    run.execute()
+    return run
+
+
+def tiny_values_of(root: Path) -> dict:
+    """The recipe of the fixture, for fixtures of a wider scope."""
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location("tiny_conftest", Path(__file__).with_name("conftest.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.tiny_values(root)
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    """Hashes of a run's results."""
+    return {name: sha256_file(folder / name) for name in RESULTS}
+
+
+def test_plan_puts_every_stage_after_what_it_needs() -> None:
+    assert plan("report") == list(STAGES)
+    assert plan("baselines") == ["check", "split", "synthetic", "baselines"]
+    for stage in STAGES:
+        order = plan(stage)
+        assert all(order.index(need) < order.index(later) for later in order for need in NEEDS[later])
+
+
+def test_a_run_leaves_scores_for_every_method_and_a_report(finished: Run) -> None:
+    scores = json.loads((finished.path / "eval" / "scores.json").read_text())
+    assert set(scores["methods"]) == {"labels-only", "synthetic-pretrained", "fewlabel", "all-labels"}
+    assert scores["pseudo_labels"]["images"] == 6 and scores["methods"]["fewlabel"]["images"] == 3
+    page = (finished.path / "report" / "report.html").read_text()
+    assert "fewlabel" in page and "http" not in page.split("<body", 1)[0]
+
+
+def test_a_second_run_does_nothing(finished: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.path.rglob("*") if path.is_file()}
+    Run(finished.recipe, finished.path).execute()
+    said = capsys.readouterr().out
+    assert said.count("already done") == len(STAGES)
+    after = {path: path.stat().st_mtime_ns for path in finished.path.rglob("*") if path.is_file()}
+    changed = {path.name for path in before | after if before.get(path) != after.get(path)}
+    assert changed <= {"recipe.yaml"}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_run_stopped_at_the_end_of_a_stage_continues(
+    finished: Run, recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: Stage
+) -> None:
+    """The work of the stage is done, but its manifest is not written: the stage goes on from its files."""
+    import shutil
+
+    folder = RunFolder(tmp_path / "run")
+    shutil.copytree(finished.path, folder.path)
+    for later in STAGES[STAGES.index(stage) :]:
+        manifest = folder.manifest(later) or {}
+        (folder.stage(later) / MANIFEST).unlink()
+        if later == stage:
+            started = {"stage": later, "fingerprint": manifest["fingerprint"], "seconds": 1.0}
+            (folder.stage(later) / STARTED).write_text(json.dumps(started))
+        else:
+            shutil.rmtree(folder.stage(later))
+    Run(finished.recipe, folder.path).execute()
+    assert hashes(folder.path) == hashes(finished.path)
+
+
+def test_kill_9_in_the_middle_and_the_same_command_again(finished: Run, recipe_file: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "fewlabel.cli", "run", str(recipe_file), "--out", str(tmp_path / "run")]
+    command += ["--threads", "1"]
+    for file in ("teach/log.jsonl", "train/fewlabel/log.jsonl"):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "run" / file).exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        os.kill(process.pid, signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL, f"the run ended before {file} was there"
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    assert hashes(tmp_path / "run") == hashes(finished.path)
+
+
+def test_other_settings_are_refused_and_redo_replaces_only_what_they_touch(
+    finished: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import shutil
+
+    shutil.copytree(finished.path, tmp_path / "run")
+    changed = load_recipe(finished.path / "recipe.yaml", ("label.margin=0.2",))
+    with pytest.raises(RunError, match=r"Stage 'label' in .* other settings.*--out.*--redo"):
+        Run(changed, tmp_path / "run").execute()
+    capsys.readouterr()
+    Run(changed, tmp_path / "run", redo=True).execute()
+    said = capsys.readouterr().out
+    assert "teach: already done" in said and "baselines: already done" in said
+    assert "label: done in" in said and "train: done in" in said
+
+
+def test_changed_data_are_noticed(finished: Run, scenes: Path) -> None:
+    image = next((scenes / "images").iterdir())
+    before = image.stat()
+    os.utime(image, ns=(before.st_atime_ns, before.st_mtime_ns + 1_000_000))
+    try:
+        with pytest.raises(RunError, match="Stage 'check'"):
+            Run(finished.recipe, finished.path).execute()
+    finally:
+        os.utime(image, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def test_export_and_predict(finished: Run, scenes: Path, tmp_path: Path) -> None:
+    parity = export_run(finished.path, tmp_path / "model.onnx", images=3)
+    assert parity.images == 3
+    predict_folder(tmp_path / "model.onnx", scenes / "images", tmp_path / "out", keep_going=False)
+    coco = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert len(coco["images"]) == 15
+    with pytest.raises(RunError, match="no student by method 'mean-teacher'"):
+        export_run(finished.path, tmp_path / "other.onnx", method="mean-teacher")
+    with pytest.raises(DataError, match="not a run folder"):
+        export_run(tmp_path, tmp_path / "other.onnx")
+
+
+def test_check_folder_prints_what_is_there(scenes: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    check_folder(scenes)
+    assert "12 training and 3 test images" in capsys.readouterr().out

@@ -1,0 +1,214 @@
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fewlabel.core.errors import RunError
+from fewlabel.report.page import (
+    DataFacts,
+    Example,
+    PseudoLabels,
+    ReportData,
+    RouterWeights,
+    ScoreRow,
+    StageTime,
+    build,
+    duration,
+    number,
+    write,
+)
+
+VOID = {"meta", "input", "br", "hr", "img", "link"}
+
+
+class Page(HTMLParser):
+    """Collects tags with their attributes and the text, and checks that every tag is closed in order."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self._open: list[str] = []
+        self.feed(html)
+        self.close()
+        assert self._open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.fixture(scope="module")
+def html(report_data: ReportData) -> str:
+    return build(report_data)
+
+
+@pytest.fixture(scope="module")
+def page(html: str) -> Page:
+    return Page(html)
+
+
+def test_equal_data_gives_equal_bytes(report_data: ReportData, html: str, tmp_path: Path) -> None:
+    write(report_data, tmp_path / "run" / "report.html")
+    assert (tmp_path / "run" / "report.html").read_bytes() == html.encode("utf-8")
+
+
+def test_nothing_is_loaded_from_elsewhere(page: Page, html: str) -> None:
+    for _, attributes in page.tags:
+        for name in ("src", "href", "xlink:href", "action", "data", "srcset", "poster"):
+            value = attributes.get(name)
+            assert value is None or value.startswith("data:image/png;base64,")
+    assert {"script", "link", "iframe", "object"}.isdisjoint(tag for tag, _ in page.tags)
+    assert not re.search(r"https?://|@import|url\(", html)
+    assert "default-src 'none'" in html
+
+
+def test_pictures_have_texts_and_tables_have_headers(page: Page) -> None:
+    drawings = [attributes for tag, attributes in page.tags if tag == "svg"]
+    # 3 examples x 8 panels x 2, 4 trainings x 2 charts, 1 chart of the router
+    assert len(drawings) == 3 * 8 * 2 + 4 * 2 + 1
+    assert all(found.get("role") == "img" and found.get("aria-label") for found in drawings)
+    assert all(found.get("scope") for tag, found in page.tags if tag == "th")
+    tables = sum(tag == "table" for tag, _ in page.tags)
+    assert tables == sum(tag == "caption" for tag, _ in page.tags) == 4
+    assert ("html", {"lang": "en"}) in page.tags
+
+
+def test_the_summary_and_the_numbers_are_on_the_page(page: Page, report_data: ReportData) -> None:
+    text = " ".join(page.text.split())
+    assert "fewlabel beat training on the labels only by 8.8 points of IoU (61.2 % against 52.4 %)" in text
+    assert "+8.8" in text and "−9.1" in text
+    assert "proposed 231 targets in 192 images; the gate accepted 181 of them (coverage 78.4 %)" in text
+    assert "result of nano-SAM and says nothing about Meta's SAM" in text
+    assert "43 min together, on 2 CPU cores" in text
+    for name in (
+        "Synthetic pre-training, then labels",
+        "Hessian blob",
+        "block 5",
+        "disputed 9",
+        "2.13.0",
+        "fraction: 0.1",
+    ):
+        assert name in text
+    assert all(example.id in text for example in report_data.examples)
+
+
+def test_bars_stay_between_nothing_and_the_full_width(html: str) -> None:
+    widths = [float(value) for value in re.findall(r'class="bar[^"]*" style="width:([\d.]+)%"', html)]
+    assert len(widths) == 5 * 4
+    assert max(widths) == 100.0 and min(widths) >= 0
+
+
+def test_every_text_is_escaped(report_data: ReportData, example_maker: Callable[..., Example]) -> None:
+    evil = "<script>alert('1 & 2')</script>\"><img src=x>"
+    data = replace(
+        report_data,
+        title=evil,
+        recipe=evil,
+        facts=replace(report_data.facts, name=evil),
+        student=evil,
+        sam=evil,
+        hardware=evil,
+        notes=(evil,),
+        created=evil,
+        scores=(ScoreRow(evil, {"IoU": 1.0}, evil), ScoreRow("fewlabel", {"IoU": 2.0}, "nearest", evil)),
+        pseudo_labels=PseudoLabels(1, 1, 0, 1, {evil: 1}),
+        curves={evil: report_data.curves["teacher"]},
+        router=RouterWeights((evil, "b"), {evil: ((0.5, 0.5), (0.5, 0.5))}, {evil: [(1, 0.5), (2, 0.4)]}),
+        stages=(StageTime(evil, 1.0),),
+        versions={evil: evil},
+        examples=[example_maker(0, (40, 40), evil)],
+    )
+    html = build(data)
+    page = Page(html)
+    assert {"script", "img"}.isdisjoint(tag for tag, _ in page.tags)
+    assert "<script" not in html and "&lt;script&gt;" in html
+
+
+def test_missing_parts_leave_no_trace(report_data: ReportData, example_maker: Callable[..., Example]) -> None:
+    html = build(ReportData("bare", "", DataFacts("d", 1, 0, 0, 0, 1.0, 0), "unet", "facebook/sam-vit-base"))
+    page = Page(html)
+    for heading in ("Scores", "Pseudo-labels", "Training", "Router", "Examples"):
+        assert f"<h2>{heading}" not in html
+    assert "nano" not in page.text
+    assert "None" not in page.text and "nan" not in page.text.split()
+    full = example_maker(0, (50, 60))
+    parts = replace(full, truth=None, priors=full.priors[:0], teacher=None, target=None, weight=None, student=None)
+    data = replace(
+        report_data,
+        router=None,
+        curves={"empty": []},
+        examples=[parts],
+        pseudo_labels=PseudoLabels(5, 0, 0, 0),
+        scores=(ScoreRow("labels-only", {"IoU": float("nan")}), ScoreRow("fewlabel", {"IoU": 50.0}, "legacy")),
+    )
+    text = " ".join(Page(build(data)).text.split())
+    assert "human label unknown" in text
+    assert "proposed no target in 5 images" in text and "How good they are is unknown" in text
+    assert "Rows with different matching rules cannot be compared" in text
+    assert "nan" not in text.split()
+
+
+def test_eight_noisy_examples_stay_below_five_megabytes(report_data: ReportData) -> None:
+    rng = np.random.default_rng(0)
+
+    def noise(*shape: int) -> np.ndarray:
+        return rng.random(shape, dtype=np.float32)
+
+    size = (256, 256)
+    examples = [
+        Example(
+            str(i),
+            noise(*size),
+            noise(*size) > 0.9,
+            noise(4, *size),
+            noise(*size),
+            noise(*size) > 0.9,
+            noise(*size),
+            noise(*size),
+        )
+        for i in range(8)
+    ]
+    assert len(build(replace(report_data, examples=examples))) < 5_000_000
+
+
+def test_scores_and_summaries_are_taken_over_as_they_are_written() -> None:
+    row = ScoreRow.from_scores("fewlabel", {"IoU": 1, "Fa": 2.5, "matching": "legacy", "images": 4})
+    assert (row.name, row.matching, row.metrics["Fa"]) == ("fewlabel", "legacy", 2.5)
+    summary = {"images": 9, "proposed": 10, "accepted": 6, "ignored": 3, "rejected": 1, "coverage": 0.6}
+    labels = PseudoLabels.from_summary(summary | {"reasons": {"dark": 1}, "truth": {"IoU": 50.0}})
+    assert (labels.proposed, labels.share, labels.quality) == (10, 0.6, {"IoU": 50.0})
+    assert (
+        PseudoLabels.from_summary(summary | {"accepted": 0, "ignored": 0, "rejected": 0, "coverage": None}).share
+        is None
+    )
+
+
+def test_router_weights_of_another_length_are_refused() -> None:
+    with pytest.raises(RunError, match="'block 2'.*3 image and 2 token weights"):
+        RouterWeights(("a", "b"), {"block 2": ((0.1, 0.2, 0.7), (0.5, 0.5))})
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0 s"), (89.4, "89 s"), (90, "2 min"), (5340, "89 min"), (7500, "2 h 05 min")]
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_numbers_that_are_not_measured_are_dashes() -> None:
+    assert [number(value) for value in (None, float("nan"), float("inf"), 1234.56)] == ["–", "–", "–", "1,234.6"]

@@ -1,0 +1,63 @@
+"""Recipes: defaults, overrides, and one sentence for each mistake."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fewlabel.core.errors import RecipeError
+from fewlabel.recipe import apply_override, dump_recipe, load_recipe
+
+SHIPPED = sorted(Path(__file__).parents[1].glob("recipes/*.yaml")) + sorted(
+    (Path(__file__).parents[1] / "src" / "fewlabel" / "recipes").glob("*.yaml")
+)
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_recipes_load_and_survive_a_round_trip(path: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(path)
+    again = tmp_path / "again.yaml"
+    again.write_text(dump_recipe(recipe))
+    assert load_recipe(again) == recipe
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("split.fraction=0", "'split.fraction' is 0, but input should be greater than 0"),
+        ("split.fraction=1.5", "'split.fraction' is 1.5, but input should be less than or equal to 1"),
+        (
+            "split.fractoin=0.1",
+            "key 'split.fractoin' does not exist; the keys there are fraction, seed, validation_share",
+        ),
+        ("colour=red", "key 'colour' does not exist; the keys there are data, eval, label"),
+        ("student.training.stepps=3", "key 'student.training.stepps' does not exist; the keys there are .*steps"),
+        ("method=magic", "'method' is 'magic', but input should be 'scalpel'"),
+        ("name", "not of the form section.key=value"),
+        ("name.deeper=1", "'name' is a value, not a section"),
+        ("split.seed=[", "the value is not YAML"),
+    ],
+)
+def test_mistakes_are_named(override: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(SHIPPED[0], (override,))
+
+
+def test_missing_broken_and_empty_files(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="does not exist"):
+        load_recipe(tmp_path / "absent.yaml")
+    for text, message in (("a: [", "not valid YAML"), ("", "holds no keys"), ("name: x", "key 'data' is missing")):
+        (tmp_path / "bad.yaml").write_text(text)
+        with pytest.raises(RecipeError, match=message):
+            load_recipe(tmp_path / "bad.yaml")
+
+
+@given(st.lists(st.from_regex(r"[a-z]{1,5}", fullmatch=True), min_size=1, max_size=4), st.integers())
+def test_override_sets_exactly_the_named_place(path: list[str], value: int) -> None:
+    values: dict = {"other": {"kept": 1}}
+    apply_override(values, f"x.{'.'.join(path)}={value}")
+    place = values["x"]
+    for key in path:
+        place = place[key]
+    assert place == value and values["other"] == {"kept": 1}

@@ -48,7 +48,7 @@ def textbook_field(rng: np.random.Generator, size: int) -> np.ndarray:
     return (field - field.mean()) / field.std()
 
 
-def hardware() -> str:
+def machine() -> str:
     """Processor's name and number of visible cores."""
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
@@ -93,7 +93,7 @@ def main() -> None:
             "threads": 1,
             "load": round(os.getloadavg()[0], 2),
             "device": "cpu-1",
-            "hardware": hardware(),
+            "machine": machine(),
             "python": platform.python_version(),
             "numpy": np.__version__,
             "scipy": scipy.__version__,

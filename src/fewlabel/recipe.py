@@ -71,7 +71,7 @@ class Recipe(Section):
     teach: TeachConfig
     label: PseudoConfig
     student: StudentSection
-    eval: EvalSection = Field(default_factory=EvalSection)
+    eval: EvalSection = EvalSection(matching="nearest")
 
     @property
     def methods(self) -> tuple[Method, ...]:

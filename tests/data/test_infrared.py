@@ -154,6 +154,14 @@ def test_an_unknown_background_is_refused():
         InfraredConfig(kinds={"moon": 1.0})
 
 
+@pytest.mark.parametrize(
+    "options", [{"snr": (5.0, 2.0)}, {"psf": (0.0, 1.0)}, {"counts": (0.0,)}, {"counts": (-1.0, 2.0)}, {"kinds": {}}]
+)
+def test_impossible_ranges_are_refused(options):
+    with pytest.raises(ValueError, match="needs"):
+        InfraredConfig(**options)
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_every_target_shape_respects_its_limits(shape):
     for k in range(15):

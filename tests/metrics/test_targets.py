@@ -141,9 +141,9 @@ def test_three_pixels_are_too_far():
     target = points((1, 9), (0, 0))
     assert target_update(points((1, 9), (0, 3)), target).found == 0
     assert target_update(points((1, 9), (0, 2)), target).found == 1
-    # Centroids 1/3 and 10/3: exactly 3 apart on paper, a rounding error less in floating point.
-    prediction = np.array([[10 / 3, 0.0]])
-    assert match(np.array([[1 / 3, 0.0]]), prediction) == []
+    # Exactly 3 apart on paper, a rounding error less in floating point.
+    assert 16 / 3 - 7 / 3 < 3
+    assert match(np.array([[7 / 3, 0.0]]), np.array([[16 / 3, 0.0]])) == []
 
 
 def test_diagonal_pixels_are_one_target():

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from fewlabel import __version__
 from fewlabel.core.files import read_json
@@ -23,7 +24,11 @@ from fewlabel.scalpel.teacher import ScalpelTeacher, load_teacher
 from fewlabel.students.predict import predict
 from fewlabel.training.loop import LOG
 
-UNLABELLED_EXAMPLES, TEST_EXAMPLES = 5, 3
+UNLABELLED_EXAMPLES, TEST_EXAMPLES, ROUTER_IMAGES = 5, 3, 8
+METHOD_NOTE = (
+    "The method follows the idea of Scalpel-SAM (arXiv 2512.22483), whose full text is not public to us; operators,"
+    " router and losses are fewlabel's own design."
+)
 LIBRARIES = ("torch", "transformers", "numpy", "scipy")
 
 
@@ -49,13 +54,14 @@ def collect(recipe: Recipe, folder: RunFolder, dataset: Dataset, split: Split) -
         student=recipe.student.network,
         sam=recipe.teacher.sam,
         scores=[ScoreRow.from_scores(method, scores) for method, scores in scored["methods"].items()],
-        pseudo_labels=_pseudo_labels(scored["pseudo_labels"]),
+        pseudo_labels=PseudoLabels.from_summary(scored["pseudo_labels"]),
         curves=_curves(recipe, folder),
         router=_router(folder, dataset, split, teacher),
         examples=examples,
         stages=_stage_times(folder),
         versions={"fewlabel": __version__, **{name: version(name) for name in LIBRARIES}},
         hardware=(folder.manifest("eval") or {}).get("machine", ""),
+        notes=(METHOD_NOTE,),
         created=(folder.manifest("eval") or {}).get("date", ""),
     )
 
@@ -71,17 +77,6 @@ def _facts(recipe: Recipe, dataset: Dataset, split: Split) -> DataFacts:
         fraction=(len(split.train) + len(split.validation)) / total,
         seed=recipe.seed,
         targets=sum(len(dataset.labelled(id).instances) for id in split.train),
-    )
-
-
-def _pseudo_labels(summary: dict[str, Any]) -> PseudoLabels:
-    return PseudoLabels(
-        images=summary["images"],
-        accepted=summary["accepted"],
-        ignored=summary["ignored"],
-        rejected=summary["reasons"],
-        quality=summary.get("truth"),
-        coverage=summary["coverage"],
     )
 
 
@@ -122,7 +117,7 @@ def _examples(
                 id=id,
                 image=image,
                 truth=dataset.labelled(id).instances.semantic() if dataset.has_mask(id) else None,
-                priors=teacher.priors(image),
+                priors=priors(teacher, image),
                 teacher=transfer.predict(teacher, image).probability,
                 target=target,
                 weight=weight,
@@ -132,17 +127,25 @@ def _examples(
     return examples
 
 
-def _router(folder: RunFolder, dataset: Dataset, split: Split, teacher: ScalpelTeacher) -> RouterWeights:
-    """Mean gates over the labelled images, and the entropy that the training logged."""
-    total: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-    chosen = spread(split.train, 8)
-    for id in chosen:
-        for level, (image, token) in teacher.gate_means(standardise(dataset.image(id).grey())).items():
-            before = total.get(level, (np.zeros(len(OPERATOR_NAMES)), np.zeros(len(OPERATOR_NAMES))))
-            total[level] = (before[0] + image / len(chosen), before[1] + token / len(chosen))
-    records = [record for record in read_log(folder.stage("teach") / LOG) if "entropy" in record]
-    return RouterWeights(
-        operators=OPERATOR_NAMES,
-        levels={level: (image.tolist(), token.tolist()) for level, (image, token) in total.items()},
-        entropy={"all levels": [(record["step"], record["entropy"]) for record in records]},
-    )
+@torch.inference_mode()
+def priors(teacher: ScalpelTeacher, image: np.ndarray) -> np.ndarray:
+    """Responses of the four operators, float32 `(4, H, W)`, to a standardised image `(H, W)`."""
+    return teacher.bank(torch.from_numpy(image)[None, None])[0].numpy()
+
+
+def _router(folder: RunFolder, dataset: Dataset, split: Split, teacher: ScalpelTeacher) -> RouterWeights | None:
+    """Mean gates over labelled images, and the entropy that the training logged; None for a teacher without adapter."""
+    if teacher.adapter is None:
+        return None
+    seen: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
+    for id in spread(split.train, ROUTER_IMAGES):
+        transfer.predict(teacher, standardise(dataset.image(id).grey()), "one")
+        for level, (image_gate, token_gate) in teacher.adapter.gates.items():
+            seen.setdefault(str(level), []).append((image_gate.mean(0).numpy(), token_gate.mean(0).numpy()))
+    levels = {
+        level: (np.mean([gate for gate, _ in gates], axis=0).tolist(), np.mean([gate for _, gate in gates], 0).tolist())
+        for level, gates in seen.items()
+    }
+    records = [record for record in read_log(folder.stage("teach") / LOG) if "gate_entropy" in record]
+    entropy = [(record["step"], record["gate_entropy"]) for record in records]
+    return RouterWeights(operators=OPERATOR_NAMES, levels=levels, entropy={"all levels": entropy})

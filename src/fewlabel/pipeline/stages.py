@@ -32,6 +32,7 @@ from fewlabel.students.train import train_student
 from fewlabel.training.checkpoint import load_weights
 from fewlabel.training.loop import WEIGHTS
 
+CURVE_POINTS = 5  # validations during a training, for the curve in the report; nothing is chosen by them
 THRESHOLD = 0.5  # of every student's probability: a student must be usable as it comes
 
 
@@ -75,9 +76,7 @@ def teach_teacher(recipe: Recipe, dataset: Dataset, split: Split, out: Path, *, 
     held_out = validation_pairs(dataset, split)
 
     def validate(model: nn.Module) -> dict[str, float]:
-        views = (
-            (transfer.predict(model, image, views="none").probability > THRESHOLD, truth) for image, truth in held_out
-        )
+        views = ((transfer.predict(model, image, "one").probability > THRESHOLD, truth) for image, truth in held_out)
         return figures(score(views, matching=recipe.eval.matching))
 
     teach(
@@ -87,6 +86,7 @@ def teach_teacher(recipe: Recipe, dataset: Dataset, split: Split, out: Path, *, 
         out,
         seed=recipe.seed,
         validate=validate if held_out else None,
+        validate_every=max(recipe.teach.steps // CURVE_POINTS, 1),
         fingerprint=inputs,
     )
 
@@ -173,6 +173,7 @@ def train_method(
         seed=recipe.seed,
         label=f"student {method}",
         validate=validate if held_out else None,
+        validate_every=max(recipe.student.training.steps // CURVE_POINTS, 1),
         fingerprint=sha256_json([method, inputs]),
     )
 

@@ -55,7 +55,7 @@ def load(name_or_path: str) -> PromptableSegmenter:
     finally:
         if bar:
             logging.enable_progress_bar()
-    return PromptableSegmenter(model.eval().requires_grad_(False), family, name_or_path)
+    return PromptableSegmenter(model, family, name_or_path).eval().requires_grad_(False)
 
 
 def _model_type(name: str, source: str) -> str:

@@ -27,7 +27,7 @@ from fewlabel.sam.prompts import correction_click, noisy_box, random_point
 from fewlabel.training.checkpoint import load_state, read_metadata, read_tensors
 from fewlabel.training.loop import CHECKPOINT, WEIGHTS, FitResult, LoopConfig, fit
 
-SMALL = 256.0  # pixels added to a target's area where the focal loss is normalised, so that one pixel cannot dominate
+BALANCE = 0.5  # weight of the cross entropy over the target, and of that over the rest
 LOGIT_LIMIT = 32.0  # of the mask prompt that is fed back
 # More targets than the sets for training detectors have: each further target is a prompt for the price of a decode.
 INFRARED = infrared.InfraredConfig(counts=(0.0, 0.25, 0.2, 0.2, 0.2, 0.15))
@@ -98,10 +98,11 @@ def draw_batch(rng: np.random.Generator, config: PretrainConfig) -> Prompted:
 
 
 def mask_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Focal plus dice loss of each mask.
+    """Balanced cross entropy plus dice loss of each mask.
 
-    The focal loss (Lin et al., 2017; gamma 2) is summed and divided by the target's area plus 256 rather than by the
-    image's area, which would let a target of nine pixels vanish. Dice after Milletari et al., 2016.
+    The cross entropy is averaged over the target and over the rest separately, so that a target of nine pixels in an
+    image of 65536 weighs as much as its background: with one common average a network that starts from random weights
+    settles on empty masks. The dice loss (Milletari et al., 2016) counts false pixels against the target's own area.
 
     Args:
         logits: float `(..., H, W)`.
@@ -111,12 +112,15 @@ def mask_loss(logits: Tensor, targets: Tensor) -> Tensor:
         float `(...)`.
     """
     probability = logits.sigmoid()
-    cross = F.softplus(logits) - logits * targets
     area = targets.sum((-2, -1))
-    focal = (cross * (probability - targets).square()).sum((-2, -1)) / (area + SMALL)
+    rest = targets.shape[-1] * targets.shape[-2] - area
+    weights = BALANCE * (
+        targets / area.clamp_min(1.0)[..., None, None] + (1 - targets) / rest.clamp_min(1.0)[..., None, None]
+    )
+    cross = ((F.softplus(logits) - logits * targets) * weights).sum((-2, -1))
     overlap = (probability * targets).sum((-2, -1))
     dice = 1.0 - (2.0 * overlap + 1.0) / (probability.sum((-2, -1)) + area + 1.0)
-    return focal + dice
+    return cross + dice
 
 
 def hard_iou(logits: Tensor, targets: Tensor) -> Tensor:
@@ -128,7 +132,7 @@ def hard_iou(logits: Tensor, targets: Tensor) -> Tensor:
 
 def score(
     segmenter: PromptableSegmenter, low: Tensor, quality: Tensor, targets: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Losses of one decode: the best mask's loss and the error of the predicted IoU of all.
 
     The best of several masks is found at the decoder's resolution; its loss, and every IoU, at the image's.
@@ -140,7 +144,7 @@ def score(
         targets: bool `(B, P, H, W)`.
 
     Returns:
-        Mask loss (scalar), IoU loss (scalar), and index of the best mask `(B, P)`.
+        Mask loss (scalar), IoU loss (scalar), index of the best mask `(B, P)`, and that mask's mean IoU (scalar).
     """
     size = (int(targets.shape[-2]), int(targets.shape[-1]))
     with torch.no_grad():
@@ -149,7 +153,12 @@ def score(
         best = mask_loss(low, coarse[:, :, None]).argmin(-1)
     index = best[:, :, None, None, None].expand(-1, -1, 1, *low.shape[-2:])
     full = segmenter.to_image(low.gather(2, index)[:, :, 0], size)
-    return mask_loss(full, targets.float()).mean(), (quality - actual).square().mean(), best
+    return (
+        mask_loss(full, targets.float()).mean(),
+        (quality - actual).square().mean(),
+        best,
+        actual.gather(-1, best[..., None]).mean(),
+    )
 
 
 def step_loss(segmenter: PromptableSegmenter, config: PretrainConfig, rng: np.random.Generator) -> dict[str, Tensor]:
@@ -168,8 +177,8 @@ def step_loss(segmenter: PromptableSegmenter, config: PretrainConfig, rng: np.ra
         labels = torch.ones((*shape, 1), dtype=torch.long, device=device)
         multimask = bool(rng.random() >= config.single)
     low, quality = segmenter.decode_low(embedding, points, labels, boxes, multimask=multimask)
-    mask_term, iou_term, best = score(segmenter, low, quality, targets)
-    terms = {"loss": mask_term + iou_term, "first": mask_term.detach(), "iou_error": iou_term.detach()}
+    mask_term, iou_term, best, overlap = score(segmenter, low, quality, targets)
+    terms = {"loss": mask_term + iou_term, "first": mask_term.detach(), "iou_error": iou_term.detach(), "iou": overlap}
     if rng.random() < config.corrections:
         index = best[:, :, None, None, None].expand(-1, -1, 1, *low.shape[-2:])
         prompt = low.detach().gather(2, index)[:, :, 0]
@@ -181,7 +190,7 @@ def step_loss(segmenter: PromptableSegmenter, config: PretrainConfig, rng: np.ra
         low, quality = segmenter.decode_low(
             embedding, points, labels, boxes, prompt.clamp(-LOGIT_LIMIT, LOGIT_LIMIT), multimask=False
         )
-        mask_term, iou_term, _ = score(segmenter, low, quality, targets)
+        mask_term, iou_term, _, _ = score(segmenter, low, quality, targets)
         terms["loss"] = terms["loss"] + mask_term + iou_term
     return terms
 

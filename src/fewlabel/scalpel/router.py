@@ -38,7 +38,7 @@ def gate_entropy(weights: Tensor) -> Tensor:
         float scalar in [0, 1].
     """
     entropy = -(weights * torch.log(weights.clamp_min(1e-12))).sum(dim=1)
-    return entropy.mean() / math.log(weights.shape[1])
+    return (entropy.mean() / math.log(weights.shape[1])).clamp(0.0, 1.0)
 
 
 class Router(nn.Module):

@@ -74,6 +74,20 @@ class InfraredConfig(BaseModel):
     )
     eight_bit: float = Field(default=0.5, ge=0, le=1, description="probability that the camera keeps 256 levels only")
 
+    @field_validator("area", "psf", "snr", "contrast", "read_noise", "shot_noise")
+    @classmethod
+    def _ordered(cls, pair: tuple[float, float]) -> tuple[float, float]:
+        if not 0 < pair[0] <= pair[1]:
+            raise ValueError(f"a range needs 0 < low <= high; got {pair}")
+        return pair
+
+    @field_validator("counts")
+    @classmethod
+    def _odds(cls, counts: tuple[float, ...]) -> tuple[float, ...]:
+        if min(counts, default=0) < 0 or sum(counts) <= 0:
+            raise ValueError(f"counts needs non-negative odds with one above 0; got {counts}")
+        return counts
+
     @field_validator("kinds")
     @classmethod
     def _known(cls, kinds: dict[str, float]) -> dict[str, float]:

@@ -209,8 +209,9 @@ def predict(
     """Segment images with an exported model: masks, overlays and COCO JSON."""
     from fewlabel.deploy.predict import predict_folder
 
-    predict_folder(model, images, out, keep_going=keep_going)
-    print(f"predictions: {out / 'predictions.json'}")
+    found = predict_folder(model, images, out, keep_going=keep_going)
+    rejected = f", {len(found.rejected)} rejected (see {out / 'rejected.csv'})" if found.rejected else ""
+    print(f"{found.images} images, {found.targets} targets{rejected}: {out / 'predictions.json'}")
 
 
 @app.command()

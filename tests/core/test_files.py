@@ -29,6 +29,11 @@ def test_read_json_names_the_file(tmp_path: Path) -> None:
         files.read_json(tmp_path / "absent.json")
 
 
+def test_numbers_that_json_lacks_become_null(tmp_path: Path) -> None:
+    files.write_json(tmp_path / "a.json", {"Pd": float("nan"), "list": [float("inf"), 1.5], "text": "NaN"})
+    assert files.read_json(tmp_path / "a.json") == {"Pd": None, "list": [None, 1.5], "text": "NaN"}
+
+
 def test_replace_folder_swaps_whole_or_not_at_all(tmp_path: Path) -> None:
     folder = tmp_path / "state"
     for text in ("one", "two"):

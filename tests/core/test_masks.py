@@ -62,6 +62,8 @@ def test_components_against_flood_fill(mask: np.ndarray) -> None:
     expected = flood(mask)
     np.testing.assert_array_equal(labels, expected)
     assert count == expected.max(initial=0)
+    stack = labels[None] == np.arange(1, count + 1)[:, None, None]
+    np.testing.assert_array_equal(masks.component_boxes(labels, count), masks.boxes(stack))
 
 
 def test_encode_refuses_a_stack() -> None:

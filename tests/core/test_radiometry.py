@@ -12,7 +12,7 @@ from fewlabel.core.radiometry import standardise, to_unit
 def test_standardise_ignores_gain_and_offset(gain: float, offset: float, seed: int) -> None:
     pixels = np.random.default_rng(seed).normal(size=(9, 7)).astype(np.float32)
     reference = standardise(pixels)
-    changed = standardise((pixels.astype(np.float64) * gain + offset))
+    changed = standardise(pixels.astype(np.float64) * gain + offset)
     if gain > 1e-4 * abs(offset):  # below that a recorded image would count as constant
         np.testing.assert_allclose(changed, reference, atol=1e-4)
     assert abs(reference.mean()) < 1e-5 and abs(reference.std() - 1) < 1e-4

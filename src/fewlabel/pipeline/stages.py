@@ -1,5 +1,6 @@
 """The work of each stage: from files to files."""
 
+import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -264,8 +265,9 @@ def predictions(
 
 
 def figures(scores: Scores) -> dict[str, float]:
-    """The four scores as plain numbers."""
-    return {"IoU": scores["IoU"], "nIoU": scores["nIoU"], "Pd": scores["Pd"], "Fa": scores["Fa"]}
+    """Those of the four scores that are numbers: without targets, say, there is no Pd."""
+    known = {"IoU": scores["IoU"], "nIoU": scores["nIoU"], "Pd": scores["Pd"], "Fa": scores["Fa"]}
+    return {name: value for name, value in known.items() if math.isfinite(value)}
 
 
 def score_table(folder: Path) -> str:
@@ -279,5 +281,6 @@ def score_table(folder: Path) -> str:
     if truth := content["pseudo_labels"].get("truth"):
         rows["(pseudo-labels)"] = truth
     for name, row in rows.items():
-        lines.append(f"{name:24s} {row['IoU']:7.1f} {row['nIoU']:7.1f} {row['Pd']:7.1f} {row['Fa']:9.1f}")
+        cells = [("–" if row[key] is None else f"{row[key]:.1f}") for key in ("IoU", "nIoU", "Pd", "Fa")]
+        lines.append(f"{name:24s} {cells[0]:>7s} {cells[1]:>7s} {cells[2]:>7s} {cells[3]:>9s}")
     return "\n".join(lines)

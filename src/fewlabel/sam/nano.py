@@ -60,11 +60,14 @@ def nano_config() -> "object":
         hidden_size=hidden,
         mlp_dim=2048,
         num_attention_heads=4,
+        attention_downsample_rate=1,  # 16 channels a head, as in SAM; the default of 2 would leave 8
         iou_head_hidden_dim=hidden,
         # A single mask is always the single-mask token's, in training and in use alike.
         dynamic_multimask_via_stability=False,
     )
-    return Sam2Config(vision_config=vision, prompt_encoder_config=prompts, mask_decoder_config=decoder)
+    config = Sam2Config(vision_config=vision, prompt_encoder_config=prompts, mask_decoder_config=decoder)
+    config.draws_prompts = True  # read by `PromptableSegmenter`
+    return config
 
 
 def build_nano(seed: int) -> PromptableSegmenter:
@@ -106,6 +109,16 @@ def _initialise(model: nn.Module) -> None:
         else:
             continue
         nn.init.trunc_normal_(module.weight, std=fan_in**-0.5, a=-2.0, b=2.0)
+    for name, module in model.named_modules():
+        if name.endswith(("token_to_image", "image_to_token")):
+            # Queries and keys that are projected alike compare positions from the first step: a click attends to its
+            # surroundings, and they to it, which independent projections take thousands of steps to find.
+            module.q_proj.weight.mul_(1.5)
+            module.k_proj.weight.copy_(module.q_proj.weight)
+        elif ".neck.convs." in name:  # so that the image's content does not drown its positions
+            module.weight.mul_(0.3)
+        elif name.endswith(("mask_embed.conv1", "mask_embed.conv2")):  # a blank prompt must not vanish before the norm
+            nn.init.normal_(module.bias)
     for name, parameter in model.named_parameters():
         if name.endswith(("pos_embed", "pos_embed_window")):  # zeros, which make all cells of a flat image equal
             nn.init.trunc_normal_(parameter, std=0.2)

@@ -27,7 +27,10 @@ from fewlabel.sam.prompts import correction_click, noisy_box, random_point
 from fewlabel.training.checkpoint import load_state, read_metadata, read_tensors
 from fewlabel.training.loop import CHECKPOINT, WEIGHTS, FitResult, LoopConfig, fit
 
-BALANCE = 0.5  # weight of the cross entropy over the target, and of that over the rest
+# Weights of the cross entropy over the target and over the rest. The rest weighs more so that a network that knows
+# nothing yet answers "background", not 0 everywhere: logits are a product of two learnt vectors, and where both vanish
+# so do their gradients.
+ON_TARGET, ON_REST = 0.5, 2.0
 LOGIT_LIMIT = 32.0  # of the mask prompt that is fed back
 # More targets than the sets for training detectors have: each further target is a prompt for the price of a decode.
 INFRARED = infrared.InfraredConfig(counts=(0.0, 0.25, 0.2, 0.2, 0.2, 0.15))
@@ -36,9 +39,10 @@ INFRARED = infrared.InfraredConfig(counts=(0.0, 0.25, 0.2, 0.2, 0.2, 0.15))
 class PretrainConfig(LoopConfig):
     """Options of the pre-training."""
 
-    steps: int = Field(default=3600, ge=1, description="Optimiser steps.")
+    steps: int = Field(default=3000, ge=1, description="Optimiser steps.")
     batch: int = Field(default=4, ge=1, description="Images in a step.")
-    warmup: int = Field(default=200, ge=0, description="Steps of linear warm-up, at most a fifth of all.")
+    lr: float = Field(default=5e-4, gt=0, description="Highest learning rate of AdamW.")
+    warmup: int = Field(default=100, ge=0, description="Steps of linear warm-up, at most a fifth of all.")
     ema: float = Field(default=0.998, ge=0, lt=1, description="Decay of the weights' moving average; 0 turns it off.")
     targets: int = Field(default=4, ge=1, description="Targets that are prompted in each image.")
     infrared: float = Field(default=0.5, ge=0, le=1, description="Share of infrared scenes; the others show objects.")
@@ -114,10 +118,9 @@ def mask_loss(logits: Tensor, targets: Tensor) -> Tensor:
     probability = logits.sigmoid()
     area = targets.sum((-2, -1))
     rest = targets.shape[-1] * targets.shape[-2] - area
-    weights = BALANCE * (
-        targets / area.clamp_min(1.0)[..., None, None] + (1 - targets) / rest.clamp_min(1.0)[..., None, None]
-    )
-    cross = ((F.softplus(logits) - logits * targets) * weights).sum((-2, -1))
+    share = ON_TARGET * targets / area.clamp_min(1.0)[..., None, None]
+    share = share + ON_REST * (1 - targets) / rest.clamp_min(1.0)[..., None, None]
+    cross = ((F.softplus(logits) - logits * targets) * share).sum((-2, -1))
     overlap = (probability * targets).sum((-2, -1))
     dice = 1.0 - (2.0 * overlap + 1.0) / (probability.sum((-2, -1)) + area + 1.0)
     return cross + dice
@@ -161,8 +164,20 @@ def score(
     )
 
 
-def step_loss(segmenter: PromptableSegmenter, config: PretrainConfig, rng: np.random.Generator) -> dict[str, Tensor]:
-    """Loss terms of one step; everything random in it comes from `rng`."""
+def step_loss(
+    segmenter: PromptableSegmenter, config: PretrainConfig, rng: np.random.Generator, corrections: float
+) -> dict[str, Tensor]:
+    """Loss terms of one step; everything random in it comes from `rng`.
+
+    Args:
+        segmenter: The model.
+        config: Options.
+        rng: Source of scenes and prompts.
+        corrections: Probability of going on with correction clicks.
+
+    Returns:
+        The total "loss", and of the first prompts the mask loss "first", "iou_error" and the best mask's "iou".
+    """
     batch = draw_batch(rng, config)
     device = next(segmenter.parameters()).device
     embedding = segmenter.encode(batch.images.to(device))
@@ -179,7 +194,7 @@ def step_loss(segmenter: PromptableSegmenter, config: PretrainConfig, rng: np.ra
     low, quality = segmenter.decode_low(embedding, points, labels, boxes, multimask=multimask)
     mask_term, iou_term, best, overlap = score(segmenter, low, quality, targets)
     terms = {"loss": mask_term + iou_term, "first": mask_term.detach(), "iou_error": iou_term.detach(), "iou": overlap}
-    if rng.random() < config.corrections:
+    if rng.random() < corrections:
         index = best[:, :, None, None, None].expand(-1, -1, 1, *low.shape[-2:])
         prompt = low.detach().gather(2, index)[:, :, 0]
         predicted = (segmenter.to_image(prompt, batch.masks.shape[-2:]) > 0).cpu().numpy()
@@ -214,7 +229,9 @@ def pretrain(config: PretrainConfig, folder: Path, seed: int, device: str = "cpu
     segmenter = build_nano(seed)
 
     def loss(model: nn.Module, step: int) -> dict[str, Tensor]:
-        return step_loss(segmenter, config, np.random.default_rng([seed, step]))
+        # Corrections of masks that are still noise teach nothing: their share grows over the first third.
+        corrections = config.corrections * min(1.0, 3.0 * step / config.steps)
+        return step_loss(segmenter, config, np.random.default_rng([seed, step]), corrections)
 
     result = fit(segmenter, loss, config, folder, seed=seed, label="pretrain nano-SAM", device=device)
     save_nano(segmenter, folder)

@@ -17,6 +17,8 @@ from fewlabel.core.errors import ModelError
 MEAN = (0.485, 0.456, 0.406)  # ImageNet statistics, as both families were trained with
 STD = (0.229, 0.224, 0.225)
 PAD_LABEL = -10  # a point that fills up a row and is to be ignored
+STROKE = 10.0  # mask-prompt logit at a drawn click; half of it inside a drawn box
+SPREAD = 3.0  # standard deviation of a drawn click in frame pixels
 OUTSIDE = -10.0  # mask-prompt logit of the padding beyond the image: certainly background
 
 
@@ -81,6 +83,8 @@ class PromptableSegmenter(nn.Module):
         config = cast(Any, model).config
         side = (config.prompt_encoder_config if family == "sam2" else config.vision_config).image_size
         self.frame = int(side if isinstance(side, int) else side[0])
+        # nano-SAM also sees clicks and boxes as strokes on its mask prompt, which a short training can learn from.
+        self.draws_prompts = bool(getattr(config, "draws_prompts", False))
         self.register_buffer("pixel_mean", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
 
@@ -213,12 +217,14 @@ class PromptableSegmenter(nn.Module):
             boxes = frame.points(boxes.reshape(batch, prompts, 2, 2)).reshape(batch, prompts, 4) - 0.5
         if masks is not None:
             masks = self._mask_prompt(masks, frame)
-            if prompts > 1:  # one dense embedding per row of the batch: prompts move to the batch axis
-                features = [feature.repeat_interleave(prompts, 0) for feature in features]
-                points, point_labels, boxes = (
-                    None if prompt is None else prompt.flatten(0, 1).unsqueeze(1)
-                    for prompt in (points, point_labels, boxes)
-                )
+        if self.draws_prompts and (points is not None or boxes is not None):
+            masks = self._draw(masks, points, point_labels, boxes)
+        if masks is not None and prompts > 1:  # one dense embedding per row of the batch: prompts move to that axis
+            features = [feature.repeat_interleave(prompts, 0) for feature in features]
+            points, point_labels, boxes = (
+                None if prompt is None else prompt.flatten(0, 1).unsqueeze(1)
+                for prompt in (points, point_labels, boxes)
+            )
         sparse, dense = self.model.prompt_encoder(points, point_labels, boxes, masks)
         rows = int(features[-1].shape[0])
         if sparse is None:
@@ -268,6 +274,40 @@ class PromptableSegmenter(nn.Module):
         placed = F.interpolate(flat, size=frame.content, mode="bilinear", antialias=True)
         placed = F.pad(placed, (0, frame.side - columns, 0, frame.side - rows), value=OUTSIDE)
         return F.adaptive_avg_pool2d(placed, side)
+
+    def _draw(self, masks: Tensor | None, points: Tensor | None, labels: Tensor | None, boxes: Tensor | None) -> Tensor:
+        """Draw clicks as bumps and boxes as areas onto mask prompts.
+
+        Args:
+            masks: Mask prompts `(B * P, 1, h, w)` to draw on, blank when None.
+            points: `(B, P, K, 2)` pixel indices in the frame; bumps of `STROKE`, negative for background.
+            labels: `(B, P, K)`, given with points; padding is not drawn.
+            boxes: `(B, P, 4)` pixel indices in the frame; half a `STROKE` inside, minus that outside.
+
+        Returns:
+            `(B * P, 1, h, w)`.
+        """
+        some = points if points is not None else boxes
+        assert some is not None  # the caller draws only what there is
+        side = self.mask_size
+        step = self.frame / side
+        centre = (torch.arange(side, device=some.device, dtype=some.dtype) + 0.5) * step - 0.5
+        canvas = some.new_zeros((some.shape[0] * some.shape[1], side, side)) if masks is None else masks[:, 0]
+        if boxes is not None:
+            corners = boxes.flatten(0, 1)
+            across, down = (
+                ((centre - corners[:, i, None]) / step + 0.5).clamp(0, 1)
+                * ((corners[:, i + 2, None] - centre) / step + 0.5).clamp(0, 1)
+                for i in (0, 1)
+            )  # each the share of the cell between the box's two edges
+            canvas = canvas + STROKE * (down[:, :, None] * across[:, None, :] - 0.5)
+        if points is not None and labels is not None:
+            sign = ((labels == 1).to(some.dtype) - (labels == 0).to(some.dtype)).flatten(0, 1)
+            across, down = (
+                torch.exp(-0.5 * ((centre - points[..., i].flatten(0, 1)[..., None]) / SPREAD) ** 2) for i in (0, 1)
+            )
+            canvas = canvas + STROKE * torch.einsum("nk,nkh,nkw->nhw", sign, down, across)
+        return canvas[:, None]
 
     def _prompt_count(
         self, batch: int, points: Tensor | None, labels: Tensor | None, boxes: Tensor | None, masks: Tensor | None

@@ -63,7 +63,8 @@ def initialise(model: nn.Module, last: nn.Conv2d) -> None:
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
-    nn.init.normal_(last.weight, std=0.01)
+    # Logits of spread one from the first step: a kernel near zero would pass no gradient on for dozens of steps.
+    nn.init.normal_(last.weight, std=last.in_channels**-0.5)
     if last.bias is None:
         raise ValueError("the convolution that makes the logits needs a bias")
     nn.init.constant_(last.bias, math.log(PRIOR / (1 - PRIOR)))

@@ -28,7 +28,7 @@ class GateConfig(BaseModel):
     )
     min_area: int = Field(default=1, ge=1, description="Least area of a target in pixels.")
     max_area_share: float = Field(
-        default=0.02, gt=0, le=1, description="Most area of a target as a share of its image."
+        default=0.01, gt=0, le=1, description="Most area of a target as a share of its image."
     )
     min_contrast: float = Field(
         default=0.0,

@@ -53,7 +53,7 @@ def nano_config() -> "object":
         backbone_channel_list=channels[::-1],
         backbone_feature_sizes=[[grid, grid], [grid // 2, grid // 2], [grid // 4, grid // 4]],
         fpn_hidden_size=hidden,
-        fpn_top_down_levels=[0, 1, 2, 3],
+        fpn_top_down_levels=[2, 3],
     )
     prompts = Sam2PromptEncoderConfig(hidden_size=hidden, image_size=FRAME, patch_size=8, scale=2)
     decoder = Sam2MaskDecoderConfig(

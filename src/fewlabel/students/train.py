@@ -17,7 +17,6 @@ class StudentConfig(LoopConfig):
     """Options of a student's training."""
 
     steps: int = Field(default=3000, ge=1, description="Optimiser steps.")
-    lr: float = Field(default=4e-3, gt=0, description="Highest learning rate of AdamW.")
     crop: int = Field(default=256, ge=16, description="Side of the training crops, in pixels at native resolution.")
     bce_weight: float = Field(default=1.0, ge=0, description="Share of the binary cross-entropy in the loss.")
     iou_weight: float = Field(default=1.0, ge=0, description="Share of the soft-IoU loss.")

@@ -1,5 +1,8 @@
 """Pre-training: losses against plain loops, batches as pure functions, resume, publishing."""
 
+import os
+import signal
+
 import numpy as np
 import pytest
 import torch
@@ -21,10 +24,21 @@ def test_mask_loss_equals_the_formula():
         for p in range(3):
             x, t = logits[b, p].double().numpy(), targets[b, p].double().numpy()
             s = 1 / (1 + np.exp(-x))
-            correct = np.where(t == 1, s, 1 - s)
-            focal = -(((1 - correct) ** 2) * np.log(correct)).sum() / (t.sum() + 256)
+            cross = -0.5 * np.log(s[t == 1]).mean() - 2.0 * np.log(1 - s[t == 0]).mean()
             dice = 1 - (2 * (s * t).sum() + 1) / (s.sum() + t.sum() + 1)
-            assert got[b, p].item() == pytest.approx(focal + dice, rel=1e-5)
+            assert got[b, p].item() == pytest.approx(cross + dice, rel=1e-5)
+
+
+def test_target_and_rest_weigh_the_same_whatever_their_size():
+    """Missing all of a target costs the same cross entropy for one pixel as for half of the image."""
+    small, large = torch.zeros(16, 16), torch.zeros(16, 16)
+    small[3, 3] = 1
+    large[:8] = 1
+    empty = torch.full((16, 16), -30.0)
+    assert mask_loss(empty, small).item() == pytest.approx(
+        0.5 * 30 + 0.5, rel=1e-4
+    )  # dice's +1 halves it for one pixel
+    assert mask_loss(empty, large).item() == pytest.approx(0.5 * 30 + 1 - 1 / 129, rel=1e-4)
 
 
 def test_mask_loss_is_finite_for_sure_logits_and_least_for_the_truth():
@@ -74,8 +88,10 @@ def test_batch_prompts_different_targets_first():
     for image in range(3):
         assert batch.masks[image].any((1, 2)).all()
         different = {mask.tobytes() for mask in batch.masks[image]}
-        overlaps = batch.masks[image].sum(0).max()
-        assert overlaps == 4 - len(different) + 1 or len(different) == 4 and overlaps == 1 or len(different) > 1
+        drawn = batch.masks[image].any(0)
+        assert sum(np.frombuffer(mask, bool).sum() for mask in different) == drawn.sum()  # never two in one pixel
+    many = draw_batch(np.random.default_rng(5), PretrainConfig(batch=6, targets=2, infrared=0.0)).masks
+    assert sum(not np.array_equal(first, second) for first, second in many) >= 5
 
 
 def test_best_of_three_masks_is_the_one_that_fits(segmenters):
@@ -95,14 +111,11 @@ def test_interrupted_training_ends_with_the_same_bits(tmp_path, monkeypatch):
     calls = []
     step_loss = module.step_loss
 
-    def stop_after_two(segmenter, config, rng):
+    def stop_after_two(segmenter, config, rng, corrections):
         calls.append(1)
         if len(calls) == 2:
-            import os
-            import signal
-
             os.kill(os.getpid(), signal.SIGTERM)
-        return step_loss(segmenter, config, rng)
+        return step_loss(segmenter, config, rng, corrections)
 
     monkeypatch.setattr(module, "step_loss", stop_after_two)
     with pytest.raises(KeyboardInterrupt):
@@ -123,16 +136,16 @@ def test_interrupted_training_ends_with_the_same_bits(tmp_path, monkeypatch):
 def test_loss_falls_on_one_batch():
     """A few steps on a fixed batch lower its loss: gradients have the right sign from mask to image."""
     segmenter = module.build_nano(0)
-    config = PretrainConfig(batch=1, targets=2, corrections=0.0)
+    config = PretrainConfig(batch=1, targets=2)
     optimizer = torch.optim.AdamW(segmenter.parameters(), lr=1e-3)
     losses = []
-    for _ in range(12):
-        loss = module.step_loss(segmenter, config, np.random.default_rng(1))["loss"]
+    for _ in range(10):
+        loss = module.step_loss(segmenter, config, np.random.default_rng(1), 0.0)["loss"]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert losses[-1] < 0.7 * losses[0]
+    assert min(losses[-3:]) < 0.85 * losses[0]
 
 
 def test_publishing_an_empty_folder_is_refused(tmp_path):

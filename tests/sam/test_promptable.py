@@ -198,6 +198,29 @@ class TestSam2(SamContract):
 class TestNano(SamContract):
     name = "nano"
 
+    def test_clicks_are_drawn_where_they_are(self, segmenter):
+        points = torch.tensor([[[[100.0, 60.0], [31.0, 201.0], [5.0, 5.0]]]]) - 0.5
+        canvas = segmenter._draw(None, points, torch.tensor([[[1, 0, PAD_LABEL]]]), None)[0, 0]
+        assert canvas.shape == (128, 128)
+        rows, columns = torch.meshgrid(torch.arange(128) * 2 + 1.0, torch.arange(128) * 2 + 1.0, indexing="ij")
+        for (x, y), sign in (((100, 60), 1), ((31, 201), -1), ((5, 5), 0)):
+            near = (rows - y) ** 2 + (columns - x) ** 2 < 100
+            expected = sign * 10 * torch.exp(-((rows - y) ** 2 + (columns - x) ** 2) / 18)
+            torch.testing.assert_close(canvas[near], expected[near], atol=1e-3, rtol=1e-4)
+
+    def test_boxes_are_drawn_by_the_share_of_each_cell(self, segmenter):
+        box = torch.tensor([[[10.0, 21.0, 50.0, 31.0]]]) - 0.5
+        canvas = segmenter._draw(None, None, None, box)[0, 0] / 10 + 0.5
+        expected = torch.zeros(256, 256)
+        expected[21:31, 10:50] = 1
+        torch.testing.assert_close(canvas, F.avg_pool2d(expected[None], 2)[0], atol=1e-4, rtol=0)
+
+    def test_strokes_add_to_a_mask_prompt(self, segmenter):
+        masks = torch.randn(2, 1, 128, 128)
+        point, labels = torch.full((1, 2, 1, 2), 40.0), torch.ones(1, 2, 1)
+        both = segmenter._draw(masks, point, labels, None)
+        torch.testing.assert_close(both, masks + segmenter._draw(None, point, labels, None))
+
     def test_tile_of_the_frame_goes_in_as_it_is(self, segmenter):
         images = picture((256, 256), 3)
         pixels = segmenter.preprocess(images) * segmenter.pixel_std + segmenter.pixel_mean

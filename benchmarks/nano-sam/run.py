@@ -35,7 +35,7 @@ import numpy as np  # noqa: E402  the thread limits have to be set before numpy 
 import torch  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from fewlabel.core.files import read_json, sha256_file, write_json  # noqa: E402
+from fewlabel.core.files import read_json, sha256_file, write_json, write_text  # noqa: E402
 from fewlabel.core.masks import components  # noqa: E402
 from fewlabel.core.radiometry import standardise, to_unit  # noqa: E402
 from fewlabel.data.synth import infrared, objects  # noqa: E402
@@ -248,24 +248,51 @@ def commit() -> str:
 
 
 def write_card(records: list[dict[str, Any]], training: dict[str, Any]) -> None:
-    """Write the model card's facts beside the embedded weights."""
-    figures = {
-        record["dataset"]: {key: record[key] for key in ("targets", "median_area", "nano-sam", "rules")}
-        for record in records
+    """Write the model card beside the embedded weights: facts as JSON, and the same as a page."""
+    keys = ("part", "targets", "median_area", "nano-sam", "rules")
+    card = {
+        "name": "nano-SAM",
+        "what": "A SAM 2 architecture with 2.4 million parameters, trained from random weights. Not one of Meta's "
+        "models: its figures say nothing about theirs.",
+        "data": "Rendered only: half infrared scenes with small targets, half scenes of objects; no real image.",
+        "training": training,
+        "weights_sha256": sha256_file(NANO_FOLDER / "model.safetensors"),
+        "measured_by": "benchmarks/nano-sam/run.py",
+        "figures": {record["dataset"]: {key: record[key] for key in keys} for record in records},
     }
-    write_json(
-        NANO_FOLDER / "card.json",
-        {
-            "name": "nano-SAM",
-            "what": "A SAM 2 architecture of 2.4 million parameters, trained from random weights. Not one of Meta's "
-            "models; its figures say nothing about theirs.",
-            "data": "Rendered only: half infrared scenes with small targets, half scenes of objects; no real image.",
-            "training": training,
-            "weights_sha256": sha256_file(NANO_FOLDER / "model.safetensors"),
-            "measured_by": "benchmarks/nano-sam/run.py: mean IoU in percent over targets; zero-shot",
-            "figures": figures,
-        },
-    )
+    write_json(NANO_FOLDER / "card.json", card)
+    write_text(NANO_FOLDER / "README.md", page(card))
+
+
+def page(card: dict[str, Any]) -> str:
+    """The card as Markdown."""
+    training, options = card["training"], card["training"].get("config", {})
+    prompts = ("click", "click, best of three", "three clicks", "box")
+    rules = ("click: disc", "click: region growing", "box: filled", "box: Otsu")
+    lines = [
+        "# nano-SAM",
+        "",
+        card["what"],
+        "",
+        f"* Data: {card['data']}",
+        f"* Training: {training['steps']} steps of {options.get('batch')} images, seed {training.get('seed')}, "
+        f"{training['seconds'] / 60:.0f} minutes on {training.get('device')} ({training.get('machine')}), "
+        f"{training.get('date')}. Made again by `fewlabel pretrain`.",
+        f"* Weights: half precision, SHA-256 `{card['weights_sha256']}`.",
+        "",
+        "Mean IoU in percent over targets, zero-shot, measured by `python benchmarks/nano-sam/run.py --card`. The last",
+        "four columns are simple rules given the same click or box; the size of the disc and of the surroundings that",
+        "region growing looks at are chosen per set in the rule's favour.",
+        "",
+        f"| set | targets | median area | {' | '.join(prompts)} | {' | '.join(rules)} |",
+        f"|:--|{'--:|' * (2 + len(prompts) + len(rules))}",
+    ]
+    for name, row in card["figures"].items():
+        values = [row["nano-sam"][prompt] for prompt in prompts] + [row["rules"][rule] for rule in rules]
+        lines.append(
+            f"| {name} | {row['targets']} | {row['median_area']:g} | {' | '.join(f'{v:.1f}' for v in values)} |"
+        )
+    return "\n".join(lines) + "\n"
 
 
 def main() -> None:
@@ -281,10 +308,11 @@ def main() -> None:
     torch.set_num_threads(1)
     segmenter = load(options.model)
     weights = NANO_FOLDER if options.model == "nano" else Path(options.model)
+    digest = sha256_file(weights / "model.safetensors")
     records = []
     for name in options.sets:
         path = options.results / f"{name}.json"
-        if path.exists() and not options.force:
+        if path.exists() and not options.force and read_json(path)["weights_sha256"] == digest:
             records.append(read_json(path))
             continue
         if not name.startswith("synthetic") and not (DATA / name).is_dir():
@@ -297,7 +325,7 @@ def main() -> None:
             "images": options.images,
             "targets_per_image": options.targets,
             **measure(name, segmenter, options.images, options.targets),
-            "weights_sha256": sha256_file(weights / "model.safetensors"),
+            "weights_sha256": digest,
             "device": "cpu-1",
             "machine": f"{platform.machine()}, Python {platform.python_version()}",
             "torch": torch.__version__.split("+")[0],

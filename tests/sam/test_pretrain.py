@@ -12,7 +12,7 @@ from fewlabel.sam import pretrain as module
 from fewlabel.sam.families import load
 from fewlabel.sam.pretrain import PretrainConfig, draw_batch, draw_scene, hard_iou, mask_loss, pretrain, publish, score
 
-TINY = PretrainConfig(steps=3, batch=1, targets=2, log_every=1, corrections=1.0)
+TINY = PretrainConfig(steps=2, batch=1, targets=1, log_every=1, corrections=1.0)
 
 
 def test_mask_loss_equals_the_formula():
@@ -111,18 +111,18 @@ def test_interrupted_training_ends_with_the_same_bits(tmp_path, monkeypatch):
     calls = []
     step_loss = module.step_loss
 
-    def stop_after_two(segmenter, config, rng, corrections):
+    def stop_after_one(segmenter, config, rng, corrections):
         calls.append(1)
-        if len(calls) == 2:
+        if len(calls) == 1:
             os.kill(os.getpid(), signal.SIGTERM)
         return step_loss(segmenter, config, rng, corrections)
 
-    monkeypatch.setattr(module, "step_loss", stop_after_two)
+    monkeypatch.setattr(module, "step_loss", stop_after_one)
     with pytest.raises(KeyboardInterrupt):
         pretrain(TINY, tmp_path / "parts", seed=4)
     monkeypatch.undo()
     facts = publish(tmp_path / "parts", tmp_path / "early")
-    assert facts["steps"] == 2 and facts["finished"] is False
+    assert facts["steps"] == 1 and facts["finished"] is False
     pretrain(TINY, tmp_path / "parts", seed=4)
     whole, parts = (load(str(tmp_path / name)).state_dict() for name in ("whole", "parts"))
     early = load(str(tmp_path / "early")).state_dict()
@@ -136,16 +136,16 @@ def test_interrupted_training_ends_with_the_same_bits(tmp_path, monkeypatch):
 def test_loss_falls_on_one_batch():
     """A few steps on a fixed batch lower its loss: gradients have the right sign from mask to image."""
     segmenter = module.build_nano(0)
-    config = PretrainConfig(batch=1, targets=2)
+    config = PretrainConfig(batch=1, targets=1)
     optimizer = torch.optim.AdamW(segmenter.parameters(), lr=1e-3)
     losses = []
-    for _ in range(10):
+    for _ in range(6):
         loss = module.step_loss(segmenter, config, np.random.default_rng(1), 0.0)["loss"]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert min(losses[-3:]) < 0.85 * losses[0]
+    assert losses[-1] < 0.9 * losses[0]
 
 
 def test_publishing_an_empty_folder_is_refused(tmp_path):

@@ -1,13 +1,15 @@
 """Pre-train nano-SAM on rendered scenes, after SAM's recipe (Kirillov et al., ICCV 2023, section 3 and appendix A).
 
 Each step draws images with a few targets each, gives every target a click or a loose box, and trains the best of three
-masks for an ambiguous click, or one mask otherwise; half of the steps go on with correction clicks and the previous
-logits as a mask prompt. Half of the images are infrared scenes, half are scenes of objects; no real image is used.
+masks for an ambiguous click, or one mask otherwise; up to half of the steps go on with correction clicks and the
+previous logits as a mask prompt. Half of the images are infrared scenes, half are scenes of objects; none is real.
 """
 
 import json
+import platform
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fewlabel.core.errors import RunError
-from fewlabel.core.files import write_json
+from fewlabel.core.files import read_json, write_json
 from fewlabel.core.radiometry import standardise, to_unit
 from fewlabel.data.synth import infrared, objects
 from fewlabel.sam.nano import FRAME, NANO_FOLDER, build_nano, save_nano
@@ -31,6 +33,7 @@ from fewlabel.training.loop import CHECKPOINT, WEIGHTS, FitResult, LoopConfig, f
 # nothing yet answers "background", not 0 everywhere: logits are a product of two learnt vectors, and where both vanish
 # so do their gradients.
 ON_TARGET, ON_REST = 0.5, 2.0
+SETTINGS = "settings.json"
 LOGIT_LIMIT = 32.0  # of the mask prompt that is fed back
 # More targets than the sets for training detectors have: each further target is a prompt for the price of a decode.
 INFRARED = infrared.InfraredConfig(counts=(0.0, 0.25, 0.2, 0.2, 0.2, 0.15))
@@ -39,7 +42,7 @@ INFRARED = infrared.InfraredConfig(counts=(0.0, 0.25, 0.2, 0.2, 0.2, 0.15))
 class PretrainConfig(LoopConfig):
     """Options of the pre-training."""
 
-    steps: int = Field(default=3000, ge=1, description="Optimiser steps.")
+    steps: int = Field(default=2500, ge=1, description="Optimiser steps.")
     batch: int = Field(default=4, ge=1, description="Images in a step.")
     lr: float = Field(default=5e-4, gt=0, description="Highest learning rate of AdamW.")
     warmup: int = Field(default=100, ge=0, description="Steps of linear warm-up, at most a fifth of all.")
@@ -182,14 +185,13 @@ def step_loss(
     device = next(segmenter.parameters()).device
     embedding = segmenter.encode(batch.images.to(device))
     targets = torch.from_numpy(batch.masks).to(device)
-    shape = batch.masks.shape[:2]
     boxes = points = labels = None
+    multimask = False
     if rng.random() < config.boxes:
         boxes = torch.from_numpy(_each(batch.masks, lambda mask: noisy_box(mask, rng))).to(device)
-        multimask = False
     else:
         points = torch.from_numpy(_each(batch.masks, lambda mask: random_point(mask, rng)))[:, :, None].to(device)
-        labels = torch.ones((*shape, 1), dtype=torch.long, device=device)
+        labels = torch.ones(points.shape[:3], dtype=torch.long, device=device)
         multimask = bool(rng.random() >= config.single)
     low, quality = segmenter.decode_low(embedding, points, labels, boxes, multimask=multimask)
     mask_term, iou_term, best, overlap = score(segmenter, low, quality, targets)
@@ -199,12 +201,9 @@ def step_loss(
         prompt = low.detach().gather(2, index)[:, :, 0]
         predicted = (segmenter.to_image(prompt, batch.masks.shape[-2:]) > 0).cpu().numpy()
         clicks, kinds = _corrections(predicted, batch.masks, int(rng.integers(1, 3)), rng)
-        clicks, kinds = clicks.to(device), kinds.to(device)
-        points = clicks if points is None else torch.cat([points, clicks], 2)
-        labels = kinds if labels is None else torch.cat([labels, kinds], 2)
-        low, quality = segmenter.decode_low(
-            embedding, points, labels, boxes, prompt.clamp(-LOGIT_LIMIT, LOGIT_LIMIT), multimask=False
-        )
+        points, labels = _append(points, clicks.to(device)), _append(labels, kinds.to(device))
+        prompt = prompt.clamp(-LOGIT_LIMIT, LOGIT_LIMIT)
+        low, quality = segmenter.decode_low(embedding, points, labels, boxes, prompt, multimask=False)
         mask_term, iou_term, _, _ = score(segmenter, low, quality, targets)
         terms["loss"] = terms["loss"] + mask_term + iou_term
     return terms
@@ -215,8 +214,8 @@ def pretrain(config: PretrainConfig, folder: Path, seed: int, device: str = "cpu
 
     Args:
         config: Options.
-        folder: Run folder: log, checkpoint, and at the end `config.json` and `model.safetensors` (averaged weights in
-            half precision, transformers' layout, so that `families.load(folder)` opens it).
+        folder: Run folder: settings, log, checkpoint, and at the end `config.json` and `model.safetensors` (averaged
+            weights in half precision, transformers' layout, so that `families.load(folder)` opens it).
         seed: Seed of the initial weights and of all batches.
         device: Where to train.
 
@@ -227,6 +226,7 @@ def pretrain(config: PretrainConfig, folder: Path, seed: int, device: str = "cpu
         RunError: The folder belongs to another training, or the loss is no longer finite.
     """
     segmenter = build_nano(seed)
+    write_json(folder / SETTINGS, settings(config, seed, device))
 
     def loss(model: nn.Module, step: int) -> dict[str, Tensor]:
         # Corrections of masks that are still noise teach nothing: their share grows over the first third.
@@ -238,6 +238,18 @@ def pretrain(config: PretrainConfig, folder: Path, seed: int, device: str = "cpu
     return result
 
 
+def settings(config: PretrainConfig, seed: int, device: str) -> dict[str, object]:
+    """What a model card says about a training: options, seed, machine, library and day."""
+    return {
+        "config": config.model_dump(mode="json"),
+        "seed": seed,
+        "device": torch.cuda.get_device_name() if device.startswith("cuda") else f"cpu-{torch.get_num_threads()}",
+        "machine": f"{platform.system()} {platform.machine()}",
+        "torch": torch.__version__.split("+")[0],
+        "date": date.today().isoformat(),
+    }
+
+
 def publish(folder: Path, target: Path = NANO_FOLDER) -> dict[str, object]:
     """Make a run's averaged weights the embedded ones; works from a checkpoint of a run that still goes on.
 
@@ -246,7 +258,7 @@ def publish(folder: Path, target: Path = NANO_FOLDER) -> dict[str, object]:
         target: Folder that receives `config.json`, `model.safetensors` and `training.json`.
 
     Returns:
-        What `training.json` says: steps done, whether that was all, seconds.
+        What `training.json` says: steps done, whether that was all, seconds, and the run's `settings`.
 
     Raises:
         RunError: The folder holds neither weights nor a checkpoint.
@@ -267,6 +279,8 @@ def publish(folder: Path, target: Path = NANO_FOLDER) -> dict[str, object]:
         facts = {"steps": state["step"], "finished": False, "seconds": round(float(state["seconds"]), 1)}
     else:
         raise RunError(f"{folder} holds neither {WEIGHTS} nor {CHECKPOINT}; give the folder of a pre-training run.")
+    if (folder / SETTINGS).exists():
+        facts |= read_json(folder / SETTINGS)
     segmenter.load_state_dict(tensors)
     save_nano(segmenter, target)
     write_json(target / "training.json", facts)
@@ -276,6 +290,11 @@ def publish(folder: Path, target: Path = NANO_FOLDER) -> dict[str, object]:
 def _each(masks: NDArray[np.bool_], prompt: Callable[[NDArray[np.bool_]], NDArray[np.float32]]) -> NDArray[np.float32]:
     """Apply a prompt sampler to each of `(B, P, H, W)` masks; returns float32 `(B, P, n)`."""
     return np.stack([np.stack([prompt(mask) for mask in row]) for row in masks])
+
+
+def _append(before: Tensor | None, more: Tensor) -> Tensor:
+    """Further clicks `(B, P, K, ...)` after those there are."""
+    return more if before is None else torch.cat([before, more], 2)
 
 
 def _corrections(

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from fewlabel import __version__
 from fewlabel.core.files import read_json
@@ -108,23 +109,23 @@ def _examples(
     store = LabelStore(folder.stage("label") / "labels")
     student = load_student(recipe, folder, "fewlabel")
     chosen = spread(split.unlabelled, UNLABELLED_EXAMPLES) + spread(split.test, TEST_EXAMPLES)
-    examples = []
-    for id in chosen:
-        image = standardise(dataset.image(id).grey())
-        target, weight = target_and_weight(store.get(id)) if id in store else (None, None)
-        examples.append(
-            Example(
-                id=id,
-                image=image,
-                truth=dataset.labelled(id).instances.semantic() if dataset.has_mask(id) else None,
-                priors=priors(teacher, image),
-                teacher=transfer.predict(teacher, image).probability,
-                target=target,
-                weight=weight,
-                student=predict(student, image),
-            )
-        )
-    return examples
+    return [example(id, dataset, store, teacher, student) for id in chosen]
+
+
+def example(id: str, dataset: Dataset, store: LabelStore, teacher: ScalpelTeacher, student: nn.Module) -> Example:
+    """All intermediate results of one image; the pseudo-label only where the store has one."""
+    image = standardise(dataset.image(id).grey())
+    target, weight = target_and_weight(store.get(id)) if id in store else (None, None)
+    return Example(
+        id=id,
+        image=image,
+        truth=dataset.labelled(id).instances.semantic() if dataset.has_mask(id) else None,
+        priors=priors(teacher, image),
+        teacher=transfer.predict(teacher, image).probability,
+        target=target,
+        weight=weight,
+        student=predict(student, image),
+    )
 
 
 @torch.inference_mode()

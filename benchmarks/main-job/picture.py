@@ -1,6 +1,6 @@
 """Draw the picture of the README from a finished run of the main job.
 
-python benchmarks/main-job/picture.py runs/main-job/NUAA-SIRST-seed0 --data ../shared/data/NUAA-SIRST --out docs/hero.png
+python benchmarks/main-job/picture.py runs/main-job/NUAA-SIRST-seed0 --data ../shared/data/NUAA-SIRST
 """
 
 import argparse

@@ -13,8 +13,8 @@ tight box. Rules: for a click a disc, and the connected region above half way be
 of its surroundings; for a box the whole box, and Otsu's threshold within it. The disc's radius and the surroundings'
 size are chosen per set to give the rule its best mean IoU, which favours the rules.
 
-Writes one JSON per set under benchmarks/nano-sam/results/ (mean IoU in percent over targets); a set that has one is not
-measured again without --force. --card also writes the figures into the card beside the embedded weights.
+Writes one JSON per set under benchmarks/nano-sam/results/ (mean IoU in percent over targets); a set that has one of the
+same weights is not measured again without --force. --card also writes the card beside the embedded weights.
 """
 
 import argparse

@@ -33,6 +33,7 @@ from fewlabel.training.loop import CHECKPOINT, WEIGHTS, FitResult, LoopConfig, f
 # nothing yet answers "background", not 0 everywhere: logits are a product of two learnt vectors, and where both vanish
 # so do their gradients.
 ON_TARGET, ON_REST = 0.5, 2.0
+FOCAL, SMALL = 1.0, 32.0  # weight of the focal loss, and pixels added to the area that it is divided by
 SETTINGS = "settings.json"
 LOGIT_LIMIT = 32.0  # of the mask prompt that is fed back
 # More targets than the sets for training detectors have: each further target is a prompt for the price of a decode.
@@ -52,6 +53,26 @@ class PretrainConfig(LoopConfig):
     boxes: float = Field(default=0.4, ge=0, le=1, description="Share of steps that start from boxes, not clicks.")
     single: float = Field(default=0.25, ge=0, le=1, description="Share of click steps that train the single mask.")
     corrections: float = Field(default=0.5, ge=0, le=1, description="Share of steps that go on with correction clicks.")
+
+
+@dataclass(frozen=True)
+class Course:
+    """What changes in the course of a training.
+
+    Attributes:
+        corrections: Factor of the share of correction steps, in [0, 1]: correcting masks that are still noise teaches
+            nothing, so it grows over the first third.
+        late: Share of the late pixel loss, in [0, 1]: grows from 58 % to 68 % of the steps.
+    """
+
+    corrections: float
+    late: float
+
+    @classmethod
+    def at(cls, step: int, steps: int) -> "Course":
+        """The course at a step, counted from 0."""
+        done = step / steps
+        return cls(min(1.0, 3.0 * done), min(1.0, max(0.0, (done - 0.58) / 0.1)))
 
 
 @dataclass(frozen=True)
@@ -104,16 +125,19 @@ def draw_batch(rng: np.random.Generator, config: PretrainConfig) -> Prompted:
     return Prompted(torch.stack(images), np.stack(masks))
 
 
-def mask_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Balanced cross entropy plus dice loss of each mask.
+def mask_loss(logits: Tensor, targets: Tensor, late: float) -> Tensor:
+    """Loss of each mask: dice plus a pixel loss that changes in the course of the training.
 
-    The cross entropy is averaged over the target and over the rest separately, so that a target of nine pixels in an
-    image of 65536 weighs as much as its background: with one common average a network that starts from random weights
-    settles on empty masks. The dice loss (Milletari et al., 2016) counts false pixels against the target's own area.
+    Early, the pixel loss is the cross entropy averaged over the target and over the rest separately, so that a target
+    of nine pixels in an image of 65536 weighs as much as its background: with one common average a network that starts
+    from random weights settles on empty masks. Such a balance draws masks too large, because a missed pixel of a small
+    target costs more than a false one. Late, it is the focal loss (Lin et al., 2017; gamma 2), in which both cost the
+    same, summed and divided by the target's area. The dice loss is that of Milletari et al., 2016.
 
     Args:
         logits: float `(..., H, W)`.
         targets: float `(..., H, W)` in [0, 1], broadcastable.
+        late: Share of the late pixel loss, in [0, 1].
 
     Returns:
         float `(...)`.
@@ -122,7 +146,9 @@ def mask_loss(logits: Tensor, targets: Tensor) -> Tensor:
     area = targets.sum((-2, -1))
     rest = targets.shape[-1] * targets.shape[-2] - area
     share = ON_TARGET * targets / area.clamp_min(1.0)[..., None, None]
-    share = share + ON_REST * (1 - targets) / rest.clamp_min(1.0)[..., None, None]
+    share = (1 - late) * (share + ON_REST * (1 - targets) / rest.clamp_min(1.0)[..., None, None])
+    if late > 0:
+        share = share + late * FOCAL * (probability - targets).square() / (area + SMALL)[..., None, None]
     cross = ((F.softplus(logits) - logits * targets) * share).sum((-2, -1))
     overlap = (probability * targets).sum((-2, -1))
     dice = 1.0 - (2.0 * overlap + 1.0) / (probability.sum((-2, -1)) + area + 1.0)
@@ -137,7 +163,7 @@ def hard_iou(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def score(
-    segmenter: PromptableSegmenter, low: Tensor, quality: Tensor, targets: Tensor
+    segmenter: PromptableSegmenter, low: Tensor, quality: Tensor, targets: Tensor, late: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Losses of one decode: the best mask's loss and the error of the predicted IoU of all.
 
@@ -148,6 +174,7 @@ def score(
         low: Logits `(B, P, M, h, w)`.
         quality: Predicted IoU `(B, P, M)`.
         targets: bool `(B, P, H, W)`.
+        late: As in `mask_loss`.
 
     Returns:
         Mask loss (scalar), IoU loss (scalar), index of the best mask `(B, P)`, and that mask's mean IoU (scalar).
@@ -156,11 +183,11 @@ def score(
     with torch.no_grad():
         actual = hard_iou(segmenter.to_image(low, size), targets[:, :, None])
         coarse = F.adaptive_avg_pool2d(targets.float(), low.shape[-1])
-        best = mask_loss(low, coarse[:, :, None]).argmin(-1)
+        best = mask_loss(low, coarse[:, :, None], late).argmin(-1)
     index = best[:, :, None, None, None].expand(-1, -1, 1, *low.shape[-2:])
     full = segmenter.to_image(low.gather(2, index)[:, :, 0], size)
     return (
-        mask_loss(full, targets.float()).mean(),
+        mask_loss(full, targets.float(), late).mean(),
         (quality - actual).square().mean(),
         best,
         actual.gather(-1, best[..., None]).mean(),
@@ -168,7 +195,7 @@ def score(
 
 
 def step_loss(
-    segmenter: PromptableSegmenter, config: PretrainConfig, rng: np.random.Generator, corrections: float
+    segmenter: PromptableSegmenter, config: PretrainConfig, rng: np.random.Generator, course: Course
 ) -> dict[str, Tensor]:
     """Loss terms of one step; everything random in it comes from `rng`.
 
@@ -176,7 +203,7 @@ def step_loss(
         segmenter: The model.
         config: Options.
         rng: Source of scenes and prompts.
-        corrections: Probability of going on with correction clicks.
+        course: Where in the training the step lies.
 
     Returns:
         The total "loss", and of the first prompts the mask loss "first", "iou_error" and the best mask's "iou".
@@ -194,9 +221,9 @@ def step_loss(
         labels = torch.ones(points.shape[:3], dtype=torch.long, device=device)
         multimask = bool(rng.random() >= config.single)
     low, quality = segmenter.decode_low(embedding, points, labels, boxes, multimask=multimask)
-    mask_term, iou_term, best, overlap = score(segmenter, low, quality, targets)
+    mask_term, iou_term, best, overlap = score(segmenter, low, quality, targets, course.late)
     terms = {"loss": mask_term + iou_term, "first": mask_term.detach(), "iou_error": iou_term.detach(), "iou": overlap}
-    if rng.random() < corrections:
+    if rng.random() < config.corrections * course.corrections:
         index = best[:, :, None, None, None].expand(-1, -1, 1, *low.shape[-2:])
         prompt = low.detach().gather(2, index)[:, :, 0]
         predicted = (segmenter.to_image(prompt, batch.masks.shape[-2:]) > 0).cpu().numpy()
@@ -204,7 +231,7 @@ def step_loss(
         points, labels = _append(points, clicks.to(device)), _append(labels, kinds.to(device))
         prompt = prompt.clamp(-LOGIT_LIMIT, LOGIT_LIMIT)
         low, quality = segmenter.decode_low(embedding, points, labels, boxes, prompt, multimask=False)
-        mask_term, iou_term, _, _ = score(segmenter, low, quality, targets)
+        mask_term, iou_term, _, _ = score(segmenter, low, quality, targets, course.late)
         terms["loss"] = terms["loss"] + mask_term + iou_term
     return terms
 
@@ -229,9 +256,7 @@ def pretrain(config: PretrainConfig, folder: Path, seed: int, device: str = "cpu
     write_json(folder / SETTINGS, settings(config, seed, device))
 
     def loss(model: nn.Module, step: int) -> dict[str, Tensor]:
-        # Corrections of masks that are still noise teach nothing: their share grows over the first third.
-        corrections = config.corrections * min(1.0, 3.0 * step / config.steps)
-        return step_loss(segmenter, config, np.random.default_rng([seed, step]), corrections)
+        return step_loss(segmenter, config, np.random.default_rng([seed, step]), Course.at(step, config.steps))
 
     result = fit(segmenter, loss, config, folder, seed=seed, label="pretrain nano-SAM", device=device)
     save_nano(segmenter, folder)

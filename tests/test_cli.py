@@ -175,8 +175,20 @@ def test_all_black_images_and_images_without_targets_are_legal(data: Path, call:
         (("check", "absent"), "absent"),
         (("export", "absent"), "not a run folder"),
         (("predict", "absent.onnx", "absent", "--out", "out"), "absent.onnx"),
+        (("run", RECIPE, "--set", "student.network=vgg"), "'student.network' is 'vgg'"),
+        (("run", RECIPE, "--set", "student.synthetic_steps=0"), "needs synthetic_steps above 0"),
     ],
-    ids=["fraction-0", "fraction-1.5", "unknown-key", "no-recipe", "no-data", "no-run", "no-model"],
+    ids=[
+        "fraction-0",
+        "fraction-1.5",
+        "unknown-key",
+        "no-recipe",
+        "no-data",
+        "no-run",
+        "no-model",
+        "no-network",
+        "no-scenes",
+    ],
 )
 def test_wrong_arguments_end_with_one_sentence_and_status_2(
     arguments: tuple[str | Path, ...], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Call
@@ -188,13 +200,16 @@ def test_wrong_arguments_end_with_one_sentence_and_status_2(
     assert not list(tmp_path.iterdir())
 
 
-def test_another_split_with_the_same_run_folder_is_refused(data: Path, call: Call) -> None:
-    run = data.parent / "run"
-    recipe = recipe_for(data)
-    assert call("split", recipe, "--out", run).returncode == 0
-    before = (run / "split" / "split.json").read_bytes()
-    result = call("split", recipe, "--out", run, "--set", "split.seed=9")
-    assert result.returncode == 2 and "--redo" in result.stderr
-    assert (run / "split" / "split.json").read_bytes() == before
-    assert call("split", recipe, "--out", run, "--set", "split.seed=9", "--redo").returncode == 0
-    assert (run / "split" / "split.json").read_bytes() != before
+def test_folders_in_place_of_files_and_files_in_place_of_folders(data: Path, call: Call, tmp_path: Path) -> None:
+    for arguments in (("run", data), ("split", recipe_for(data), "--out", first(data / "images"))):
+        result = call(*arguments)
+        assert result.returncode == 2 and result.stderr.splitlines()[-1].startswith("fewlabel: "), result.stderr
+        assert "Traceback" not in result.stderr
+
+
+def test_a_labelled_share_without_targets_is_refused(data: Path, call: Call) -> None:
+    for mask in (data / "masks").iterdir():
+        Image.fromarray(np.zeros((32, 32), np.uint8)).save(mask)
+    result = call("split", recipe_for(data), "--out", data.parent / "run")
+    assert result.returncode == 2 and "shows a target" in result.stderr
+    assert not (data.parent / "run" / "split").exists()

@@ -11,8 +11,7 @@ from fewlabel.labels.store import LabelStore
 from fewlabel.pipeline.collect import example
 from fewlabel.pipeline.folder import RunFolder
 from fewlabel.pipeline.inputs import open_dataset
-from fewlabel.pipeline.stages import load_student
-from fewlabel.recipe import load_run_recipe
+from fewlabel.pipeline.stages import load_student, run_recipe
 from fewlabel.report.plots import hero
 from fewlabel.scalpel.bank import OPERATOR_NAMES
 from fewlabel.scalpel.teacher import load_teacher
@@ -33,7 +32,7 @@ def main() -> None:
     found = [id for id in split.unlabelled if len(store.get(id).accepted)]
     chosen = options.id or found[len(found) // 2]
     teacher = load_teacher(folder.stage("teach"))
-    student = load_student(load_run_recipe(options.run), folder, "fewlabel")
+    student = load_student(run_recipe(folder), folder, "fewlabel")
     shown = example(chosen, open_dataset(options.data), store, teacher, student)
     hero(shown, options.out, prior=PRIOR, prior_name=OPERATOR_NAMES[PRIOR])
     print(f"{options.out}: {chosen}")

@@ -7,7 +7,6 @@ exist is not run again; one that was killed goes on. All methods train the same 
 """
 
 import argparse
-import datetime
 import json
 import os
 import subprocess
@@ -33,7 +32,12 @@ def record_path(dataset: str, method: str, seed: int) -> Path:
 
 def overrides(data: Path, seed: int) -> tuple[str, ...]:
     """What a seed changes in the recipe."""
-    return (f"data.root={data.resolve()}", f"seed={seed}", f"split.seed={seed}", f"name=main-job-{data.name}-{seed}")
+    return (
+        f"data.root={json.dumps(str(data.resolve()))}",
+        f"seed={seed}",
+        f"split.seed={seed}",
+        f"name=main-job-{data.name}-{seed}",
+    )
 
 
 def seconds_of(folder: RunFolder, method: str) -> float:
@@ -42,11 +46,15 @@ def seconds_of(folder: RunFolder, method: str) -> float:
     return max(json.loads(line).get("seconds", 0.0) for line in lines)
 
 
+def rounded(scores: dict[str, float | None]) -> dict[str, float | None]:
+    """The four scores to two decimals; one that is undefined stays so."""
+    return {key: None if scores[key] is None else round(scores[key], 2) for key in ("IoU", "nIoU", "Pd", "Fa")}
+
+
 def write_records(recipe: Recipe, folder: RunFolder, commit: str) -> None:
     """One record per method of a finished run."""
     scored = read_json(folder.stage("eval") / "scores.json")
     seconds = {stage: (folder.manifest(stage) or {}).get("seconds", 0.0) for stage in ("teach", "label", "synthetic")}
-    keys = ("IoU", "nIoU", "Pd", "Fa")
     for method, scores in scored["methods"].items():
         trained = folder.manifest("train" if method == "fewlabel" else "baselines") or {}
         before = {"fewlabel": sum(seconds.values()), "synthetic-pretrained": seconds["synthetic"]}.get(method, 0.0)
@@ -60,7 +68,7 @@ def write_records(recipe: Recipe, folder: RunFolder, commit: str) -> None:
             "method": method,
             "student": recipe.student.network,
             "steps": recipe.student.training.steps,
-            "metrics": {key: round(scores[key], 2) for key in keys},
+            "metrics": rounded(scores),
             "matching": scores["matching"],
             "seconds": round(seconds_of(folder, method) + before, 1),
             "peak_rss_mb": trained["peak_rss_mb"],
@@ -68,12 +76,14 @@ def write_records(recipe: Recipe, folder: RunFolder, commit: str) -> None:
             "machine": trained["machine"],
             "torch": trained["machine"].rsplit(" ", 1)[-1],
             "commit": commit,
-            "date": datetime.date.today().isoformat(),
+            "date": trained["date"],
             "recipe": recipe.model_dump(mode="json") | {"data": {"format": "sirst", "root": recipe.data.root.name}},
         }
         if method == "fewlabel":
-            quality = {key: round(pseudo["truth"][key], 2) for key in keys}
-            record["pseudo_labels"] = quality | {"coverage": pseudo["coverage"], "images": pseudo["images"]}
+            record["pseudo_labels"] = rounded(pseudo["truth"]) | {
+                "coverage": pseudo["coverage"],
+                "images": pseudo["images"],
+            }
             record["sam"] = "nano-SAM" if recipe.teacher.sam == "nano" else recipe.teacher.sam
         write_json(record_path(recipe.data.root.name, method, recipe.seed), record)
 

@@ -54,7 +54,11 @@ def _execute(
         torch.set_num_threads(threads)
     settings = load_recipe(recipe, tuple(sets or ()))
     run = Run(settings, out or Path("runs") / settings.name, keep_going=keep_going, redo=redo)
-    run.execute(next(stage for stage in STAGES if stage == until))
+    try:
+        run.execute(next(stage for stage in STAGES if stage == until))
+    except KeyboardInterrupt:
+        print("fewlabel: stopped; the same command goes on from here.", file=sys.stderr)
+        raise typer.Exit(130) from None
 
 
 @app.command()
@@ -244,9 +248,15 @@ def main() -> None:
             raise
         print(f"fewlabel: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt as stop:
-        print(f"fewlabel: {stop or 'stopped'}; the same command goes on from here.", file=sys.stderr)
-        sys.exit(130)
+    except OSError as error:
+        if _debug:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        print(
+            f"fewlabel: {where}{error.strerror or error}; check the path, its permissions and the disk.",
+            file=sys.stderr,
+        )
+        sys.exit(2)
 
 
 if __name__ == "__main__":

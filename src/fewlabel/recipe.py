@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from fewlabel.core.errors import DataError, RecipeError
+from fewlabel.core.errors import RecipeError
 from fewlabel.scalpel.distill import TeachConfig
 from fewlabel.scalpel.teacher import TeacherConfig
 from fewlabel.scalpel.transfer import PseudoConfig
@@ -42,7 +42,7 @@ class SplitSection(Section):
 class StudentSection(Section):
     """The network that ships and how it is trained; every compared method uses the same."""
 
-    network: str = Field("acm", description="Architecture: acm or unet.")
+    network: Literal["acm", "unet"] = Field("acm", description="Architecture, a key of fewlabel.students.STUDENTS.")
     training: StudentConfig = Field(description="Steps, batch, learning rate and losses on labels and pseudo-labels.")
     synthetic_steps: int = Field(0, ge=0, description="Steps on rendered infrared scenes before; 0 starts at random.")
     labelled_share: float = Field(
@@ -51,6 +51,12 @@ class StudentSection(Section):
     compare: tuple[Literal["labels-only", "synthetic-pretrained", "all-labels"], ...] = Field(
         ("labels-only",), description="Baselines trained beside fewlabel, with the same network and number of steps."
     )
+
+    @model_validator(mode="after")
+    def _scenes_for_the_control(self) -> "StudentSection":
+        if "synthetic-pretrained" in self.compare and not self.synthetic_steps:
+            raise ValueError("compare holds synthetic-pretrained, which needs synthetic_steps above 0")
+        return self
 
 
 class EvalSection(Section):
@@ -88,7 +94,7 @@ def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
         overrides: Changes as `section.key=value`, the value in YAML; they win over the file.
 
     Returns:
-        The recipe, with `data.root` made absolute.
+        The recipe, with `data.root` made absolute: relative to the file, or to the working folder in an override.
 
     Raises:
         RecipeError: The file is missing or is not YAML, a key does not exist, or a value is of the wrong kind.
@@ -97,6 +103,8 @@ def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RecipeError(f"Recipe {path} does not exist; check the path.") from None
+    except OSError as error:
+        raise RecipeError(f"Recipe {path} cannot be read ({error.strerror}); give a YAML file.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"Recipe {path} is not valid YAML ({' '.join(str(error).split())}); mend it.") from None
     if not isinstance(values, dict):
@@ -104,8 +112,19 @@ def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
     for override in overrides:
         apply_override(values, override)
     recipe = parse_recipe(values, str(path))
-    root = (path.parent / recipe.data.root).resolve()
-    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"root": root})})
+    # What is typed on the command line starts where it is typed, what is written in a file starts at the file.
+    typed = any(override.startswith("data.root=") for override in overrides)
+    recipe = with_root(recipe, (Path.cwd() if typed else path.parent) / recipe.data.root)
+    checkpoint = path.parent / recipe.teacher.sam
+    if checkpoint.is_dir():
+        teacher = recipe.teacher.model_copy(update={"sam": str(checkpoint.resolve())})
+        recipe = recipe.model_copy(update={"teacher": teacher})
+    return recipe
+
+
+def with_root(recipe: Recipe, root: Path) -> Recipe:
+    """The same recipe for the data set in another folder."""
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"root": root.resolve()})})
 
 
 def parse_recipe(values: dict[str, Any], where: str) -> Recipe:
@@ -169,15 +188,3 @@ def apply_override(values: dict[str, Any], override: str) -> None:
 def dump_recipe(recipe: Recipe) -> str:
     """The recipe as YAML that `load_recipe` reads back, with every default written out."""
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
-def load_run_recipe(run: Path) -> Recipe:
-    """Read the recipe that a run folder was made with.
-
-    Raises:
-        DataError: `run` is not a run folder.
-    """
-    path = run / "recipe.yaml"
-    if not path.is_file():
-        raise DataError(f"{run} is not a run folder (it holds no recipe.yaml); give a folder made by `fewlabel run`.")
-    return load_recipe(path)

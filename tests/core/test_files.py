@@ -1,5 +1,6 @@
 """Atomic files and folder swaps, with a kill at every rename."""
 
+import csv
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,17 @@ def test_atomic_path_keeps_the_old_file_when_the_block_fails(tmp_path: Path) -> 
         raise RuntimeError
     assert target.read_text() == "old"
     assert [path.name for path in target.parent.iterdir()] == ["value.txt"]
+
+
+def test_rejected_table_survives_commas_quotes_and_line_breaks(tmp_path: Path) -> None:
+    rows = [("a", tmp_path / "a, b.png", 'said "no"'), ("c", tmp_path / "c.png", "two\nlines")]
+    files.write_rejected(tmp_path / "out" / "rejected.csv", rows)
+    with (tmp_path / "out" / "rejected.csv").open(newline="", encoding="utf-8") as stream:
+        head, *found = csv.reader(stream)
+    assert head == ["id", "file", "reason"]
+    assert found == [[id, str(file), reason] for id, file, reason in rows]
+    files.write_rejected(tmp_path / "none.csv", [])
+    assert (tmp_path / "none.csv").read_text() == "id,file,reason\n"
 
 
 def test_read_json_names_the_file(tmp_path: Path) -> None:

@@ -64,6 +64,8 @@ def test_components_against_flood_fill(mask: np.ndarray) -> None:
     assert count == expected.max(initial=0)
     stack = labels[None] == np.arange(1, count + 1)[:, None, None]
     np.testing.assert_array_equal(masks.component_boxes(labels, count), masks.boxes(stack))
+    backwards = range(count, 0, -1)
+    assert masks.encode_components(labels, backwards) == masks.encode_many(stack)[::-1]
 
 
 def test_encode_refuses_a_stack() -> None:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from fewlabel.core.errors import DataError
+from fewlabel.core.masks import components
 from fewlabel.core.types import Image, Instances, Labelled
 
 mask_arrays = hnp.arrays(np.bool_, st.tuples(st.integers(1, 12), st.integers(1, 12)))
@@ -22,6 +23,18 @@ def test_semantic_mask_survives_the_trip_through_instances_and_json(mask: np.nda
     assert restored.rles == instances.rles
     np.testing.assert_array_equal(restored.boxes, instances.boxes)
     assert instances.areas().sum() == mask.sum()
+
+
+@given(mask_arrays, st.integers(0, 2**16))
+def test_chosen_components_equal_instances_from_their_stack(mask: np.ndarray, seed: int) -> None:
+    labels, count = components(mask)
+    rng = np.random.default_rng(seed)
+    numbers = rng.permutation(np.arange(1, count + 1))[: rng.integers(count + 1)]
+    scores = rng.random(len(numbers))
+    got = Instances.from_components(labels, numbers, scores=scores, source="teacher", round=2)
+    stack = labels[None] == numbers[:, None, None]
+    expected = Instances.from_masks(stack, size=mask.shape, scores=scores, source="teacher", round=2)
+    assert got.to_json() == expected.to_json()
 
 
 def test_select_by_bool_and_by_index() -> None:

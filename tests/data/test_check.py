@@ -46,6 +46,7 @@ def test_counts_of_good_data(root):
     assert report.without_targets == ("b",) and report.constant == ("b",)
     assert report.rejected == () and (root / "rejected.csv").read_text() == "id,file,reason\n"
     assert "2 training and 1 test images" in report.lines()[0]
+    assert "images without targets: 1 (b), images of one value: 1 (b)" in report.lines()
     assert report.to_json()["areas"] == report.areas
 
 
@@ -141,20 +142,30 @@ def test_each_bad_input_stops_the_check_or_is_set_aside(root, spoil):
 
     quarantine = root / "out/rejected.csv"
     report = check(SirstDataset(root, strict=False), keep_going=True, rejected_csv=quarantine)
-    assert report.rejected_ids == {"bad"} and report.train == 3
+    assert {problem.id for problem in report.rejected} == {"bad"} and report.train == 3
     with quarantine.open(newline="") as file:
         (row,) = csv.DictReader(file)
     assert row["id"] == "bad" and words in row["reason"] and Path(row["file"]).parent.parent == root
     assert ("masks" in row["file"]) == (spoil in (truncated_mask, mask_of_another_size))
 
-    clean = SirstDataset(root, exclude=report.rejected_ids)
+    clean = SirstDataset(root, exclude=frozenset({"bad"}))
     assert clean.train_ids == ("a", "b", "c") and check(clean).rejected == ()
 
 
 def test_masks_are_demanded_only_where_asked_for(root):
     assert check(SirstDataset(root), require_masks=("a", "b")).rejected == ()
-    with pytest.raises(DataError, match="c.png has no mask"):
+    with pytest.raises(DataError, match="c.png has no mask, but test images .*, or .* training images: add .* 'c'"):
         check(SirstDataset(root), require_masks=("a", "c"))
+
+
+def test_at_most_five_ids_are_named(root):
+    for number in range(7):
+        save(root / f"images/flat{number}.png", np.full((20, 30), 9, np.uint8))
+    lines = check(SirstDataset(root)).lines()
+    assert "images without targets: 1 (b), images of one value: 8 (b, flat0, flat1, flat2, flat3 and 3 more)" in lines
+    (root / "images/b.png").unlink()
+    (root / "masks/b.png").unlink()
+    assert any("images without targets: 0, images of one value: 7 (" in line for line in check(SirstDataset(root)).lines())
 
 
 def test_several_problems_are_counted_and_all_listed(root):

@@ -102,6 +102,7 @@ def test_keep_going_lists_what_was_left_out(spot_onnx, folder, tmp_path):
     assert summary.images == 4 and len(summary.rejected) == 2
     with (tmp_path / "out" / "rejected.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
+    assert [row["id"] for row in rows] == ["cut", "empty"]
     assert [row["file"] for row in rows] == [str(folder / "cut.png"), str(folder / "empty.tif")]
     assert all(row["reason"] for row in rows)
     assert not (tmp_path / "out" / "masks" / "cut.png").exists()

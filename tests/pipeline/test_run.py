@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from fewlabel.deploy.predict import predict_folder
 from fewlabel.pipeline.export import export_run
 from fewlabel.pipeline.folder import MANIFEST, NEEDS, STAGES, STARTED, RunFolder, Stage, plan
 from fewlabel.pipeline.run import Run, check_folder
+from fewlabel.pipeline.stages import score_table
 from fewlabel.recipe import load_recipe
 
 RESULTS = ("teach/weights.safetensors", "label/summary.json", "train/fewlabel/weights.safetensors", "eval/scores.json")
@@ -93,8 +95,6 @@ def test_a_run_stopped_at_the_end_of_a_stage_continues(
     finished: Run, recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: Stage
 ) -> None:
     """The work of the stage is done, but its manifest is not written: the stage goes on from its files."""
-    import shutil
-
     folder = RunFolder(tmp_path / "run")
     shutil.copytree(finished.path, folder.path)
     for later in STAGES[STAGES.index(stage) :]:
@@ -126,12 +126,12 @@ def test_kill_9_in_the_middle_and_the_same_command_again(finished: Run, recipe_f
 def test_other_settings_are_refused_and_redo_replaces_only_what_they_touch(
     finished: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import shutil
-
     shutil.copytree(finished.path, tmp_path / "run")
     changed = load_recipe(finished.path / "recipe.yaml", ("label.margin=0.2",))
+    written = (tmp_path / "run" / "recipe.yaml").read_text()
     with pytest.raises(RunError, match=r"Stage 'label' in .* other settings.*--out.*--redo"):
         Run(changed, tmp_path / "run").execute()
+    assert (tmp_path / "run" / "recipe.yaml").read_text() == written
     capsys.readouterr()
     Run(changed, tmp_path / "run", redo=True).execute()
     said = capsys.readouterr().out
@@ -160,6 +160,51 @@ def test_export_and_predict(finished: Run, scenes: Path, tmp_path: Path) -> None
         export_run(finished.path, tmp_path / "other.onnx", method="mean-teacher")
     with pytest.raises(DataError, match="not a run folder"):
         export_run(tmp_path, tmp_path / "other.onnx")
+
+
+def test_cheap_stages_are_replaced_without_asking_and_a_failed_one_leaves_nothing(scenes: Path, tmp_path: Path) -> None:
+    import yaml
+
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(tiny_values_of(scenes)))
+    Run(load_recipe(path, ("split.seed=1",)), tmp_path / "run").execute("split")
+    first = (tmp_path / "run" / "split" / "split.json").read_bytes()
+    Run(load_recipe(path, ("split.seed=2",)), tmp_path / "run").execute("split")
+    assert (tmp_path / "run" / "split" / "split.json").read_bytes() != first
+    copied = tmp_path / "copy" / scenes.name
+    shutil.copytree(scenes, copied)
+    victim = sorted((copied / "images").iterdir())[0]
+    good = victim.read_bytes()
+    victim.write_bytes(good[:50])
+    run = Run(load_recipe(path, (f"data.root={copied}",)), tmp_path / "other")
+    with pytest.raises(DataError, match=victim.stem):
+        run.execute("split")
+    assert not (tmp_path / "other" / "check").exists()
+    victim.write_bytes(good)
+    run.execute("split")
+
+
+def test_a_missing_output_is_made_again(finished: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(finished.path, tmp_path / "run")
+    (tmp_path / "run" / "eval" / "scores.json").unlink()
+    Run(finished.recipe, tmp_path / "run").execute("eval")
+    assert "eval: done in" in capsys.readouterr().out
+    assert hashes(tmp_path / "run") == hashes(finished.path)
+
+
+def test_without_a_test_list_nothing_is_scored_but_the_report_is_there(scenes: Path, tmp_path: Path) -> None:
+    import yaml
+
+    copied = tmp_path / scenes.name
+    shutil.copytree(scenes, copied)
+    next((copied / "img_idx").glob("test*")).unlink()
+    values = tiny_values_of(copied)
+    values["student"] |= {"compare": [], "synthetic_steps": 0}
+    values["teacher"] |= {"adapter": None}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values))
+    Run(load_recipe(tmp_path / "recipe.yaml"), tmp_path / "run").execute()
+    assert "no test list" in score_table(tmp_path / "run" / "eval")
+    assert (tmp_path / "run" / "report" / "report.html").stat().st_size > 10_000
 
 
 def test_check_folder_prints_what_is_there(scenes: Path, capsys: pytest.CaptureFixture[str]) -> None:

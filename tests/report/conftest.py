@@ -90,7 +90,7 @@ def make_data(count: int = 3) -> ReportData:
         router=RouterWeights(
             OPERATORS,
             {f"block {i}": (tuple(rng.dirichlet([4, 3, 2, 1])), tuple(rng.dirichlet([8, 4, 2, 1]))) for i in (2, 5, 8)},
-            {f"block {i}": [(s, 1.386 - 0.1 * i * s / 4000) for s in range(100, 2001, 100)] for i in (2, 5, 8)},
+            {f"block {i}": [(s, 1 - 0.1 * i * s / 4000) for s in range(100, 2001, 100)] for i in (2, 5, 8)},
         ),
         examples=[make_example(seed) for seed in range(count)],
         stages=(StageTime("teach", 812.0, 1410.0), StageTime("label", 95.0), StageTime("train", 1650.0, 1290.0)),

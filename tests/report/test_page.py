@@ -17,8 +17,8 @@ from fewlabel.report.page import (
     ScoreRow,
     StageTime,
     build,
-    duration,
     number,
+    router,
     write,
 )
 
@@ -94,7 +94,7 @@ def test_the_summary_and_the_numbers_are_on_the_page(page: Page, report_data: Re
     assert "+8.8" in text and "−9.1" in text
     assert "proposed 231 targets in 192 images; the gate accepted 181 of them (coverage 78.4 %)" in text
     assert "result of nano-SAM and says nothing about Meta's SAM" in text
-    assert "43 min together, on 2 CPU cores" in text
+    assert "42m37s together, on 2 CPU cores" in text
     for name in (
         "Synthetic pre-training, then labels",
         "Hessian blob",
@@ -105,6 +105,26 @@ def test_the_summary_and_the_numbers_are_on_the_page(page: Page, report_data: Re
     ):
         assert name in text
     assert all(example.id in text for example in report_data.examples)
+
+
+def test_the_router_part_names_its_gates_and_its_unit(page: Page) -> None:
+    text = " ".join(page.text.split())
+    assert text.count("image gate") >= 3 and text.count("final gate") >= 3 and "token gate" not in text
+    assert "Entropy of the final gates: 1 = all operators used alike" in text and "nats" not in text
+    (chart,) = [a for tag, a in page.tags if tag == "svg" and "entropy" in (a.get("aria-label") or "")]
+    assert "last: block 2 0.90, block 5 0.75, block 8 0.60." in str(chart["aria-label"])
+
+
+def test_the_entropy_of_even_gates_lies_on_the_level_of_one() -> None:
+    """Gates that are never decided log an entropy of 1, which the chart shows on its dashed line."""
+    points = [(step, 1.0) for step in range(0, 100, 10)]
+    drawn = router(RouterWeights(("a", "b"), {"block 0": ((0.5, 0.5), (0.5, 0.5))}, {"all": points}))
+    assert drawn is not None
+    assert [row["gate"] for row in drawn["rows"]] == ["image gate", "final gate"]
+    level = re.search(r'class="level"[^>]* y1="([\d.]+)"', drawn["chart"])
+    (path,) = re.findall(r'(?:points|d)="([^"]*,[^"]*)"', drawn["chart"])
+    heights = {float(y) for y in re.findall(r"[\d.]+,([\d.]+)", path)}
+    assert level is not None and heights == {float(level[1])}
 
 
 def test_bars_stay_between_nothing_and_the_full_width(html: str) -> None:
@@ -199,15 +219,8 @@ def test_scores_and_summaries_are_taken_over_as_they_are_written() -> None:
 
 
 def test_router_weights_of_another_length_are_refused() -> None:
-    with pytest.raises(RunError, match="'block 2'.*3 image and 2 token weights"):
+    with pytest.raises(RunError, match="'block 2'.*3 weights of the image gate and 2 of the final gate"):
         RouterWeights(("a", "b"), {"block 2": ((0.1, 0.2, 0.7), (0.5, 0.5))})
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0.4, "0 s"), (89.4, "89 s"), (90, "2 min"), (5340, "89 min"), (7500, "2 h 05 min")]
-)
-def test_durations(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
 
 
 def test_numbers_that_are_not_measured_are_dashes() -> None:

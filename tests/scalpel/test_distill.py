@@ -14,7 +14,7 @@ from fewlabel.data.pool import patch_of_scene
 from fewlabel.data.synth.infrared import render
 from fewlabel.sam.promptable import PromptableSegmenter
 from fewlabel.scalpel.distill import TeachConfig, coarse_batch, draw_batch, losses, teach
-from fewlabel.scalpel.teacher import ScalpelTeacher, TeacherConfig, load_teacher, weights_sha256
+from fewlabel.scalpel.teacher import ScalpelTeacher, TeacherConfig, load_teacher
 
 _SPEC = importlib.util.spec_from_file_location("tiny_sam", Path(__file__).parents[1] / "sam" / "tiny_sam.py")
 tiny = importlib.util.module_from_spec(_SPEC)

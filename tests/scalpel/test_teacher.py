@@ -12,7 +12,7 @@ from fewlabel.core.files import write_json
 from fewlabel.sam.nano import build_nano
 from fewlabel.sam.promptable import PromptableSegmenter
 from fewlabel.scalpel.adapter import AdapterConfig, choose_levels
-from fewlabel.scalpel.teacher import CARD, ScalpelTeacher, TeacherConfig, load_teacher, weights_sha256
+from fewlabel.scalpel.teacher import CARD, ScalpelTeacher, TeacherConfig, load_teacher
 from fewlabel.scalpel.tiles import TILE
 from fewlabel.scalpel.transfer import predict
 from fewlabel.training.checkpoint import save_weights

@@ -1,3 +1,5 @@
+import copy
+import itertools
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from fewlabel.training.checkpoint import (
     read_metadata,
     save_checkpoint,
     save_weights,
+    weights_sha256,
 )
 from fewlabel.training.ema import Ema, trainable
 
@@ -55,6 +58,25 @@ def test_weights_round_trip_with_layout_and_metadata(tmp_path: Path):
     assert target[0].weight.is_contiguous(memory_format=torch.channels_last)
     assert not torch.equal(source[3].weight, target[3].weight)
     assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_hash_sees_every_weight_buffer_name_type_and_shape():
+    model = make()
+    digest = weights_sha256(model)
+    assert digest == weights_sha256(make()) and len(digest) == 64
+    assert weights_sha256(copy.deepcopy(model).to(memory_format=torch.contiguous_format)) == digest, "layout is no value"
+    for name, value in model.state_dict().items():
+        other = copy.deepcopy(model)
+        with torch.no_grad():
+            other.state_dict()[name].view(-1)[-1] += 1 if value.dtype == torch.int64 else 1e-6
+        assert weights_sha256(other) != digest, name
+    zeros = [torch.zeros(2, 3), torch.zeros(3, 2), torch.zeros(2, 3, dtype=torch.int32), torch.zeros(6).bfloat16()]
+    digests = set()
+    for name, value in itertools.product(("a", "b"), zeros):
+        holder = nn.Module()
+        holder.register_buffer(name, value)
+        digests.add(weights_sha256(holder))
+    assert len(digests) == 8
 
 
 def test_tied_parameters_survive(tmp_path: Path):

@@ -6,9 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fewlabel.training.losses import bce, dice, focal, soft_iou
+from fewlabel.training.losses import bce, soft_iou
 
-LOSSES = [bce, soft_iou, dice, focal]
+LOSSES = [bce, soft_iou]
 
 
 def example(seed: int, batch: int = 2, side: int = 4) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -54,14 +54,7 @@ def slow_image_mean(above, below, logits, targets, weights) -> float:
 def slow(loss, *inputs) -> float:
     if loss is bce:
         return slow_pixel_mean(lambda p, t: -t * math.log(p) - (1 - t) * math.log(1 - p), *inputs)
-    if loss is focal:
-        return slow_pixel_mean(
-            lambda p, t: -0.75 * t * (1 - p) ** 2 * math.log(p) - 0.25 * (1 - t) * p**2 * math.log(1 - p),
-            *inputs,
-        )
-    if loss is soft_iou:
-        return slow_image_mean(lambda p, t: p * t, lambda p, t: p + t - p * t, *inputs)
-    return slow_image_mean(lambda p, t: 2 * p * t, lambda p, t: p * p + t * t, *inputs)
+    return slow_image_mean(lambda p, t: p * t, lambda p, t: p + t - p * t, *inputs)
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -109,15 +102,14 @@ def test_perfect_is_near_zero_and_inverted_is_worse(loss):
     assert bad.item() > 0.2
 
 
-@pytest.mark.parametrize("loss", [soft_iou, dice])
-def test_image_without_targets_asks_for_silence(loss):
+def test_image_without_targets_asks_for_silence():
     logits = torch.zeros(1, 1, 8, 8, requires_grad=True)
     nothing, ones = torch.zeros(1, 1, 8, 8), torch.ones(1, 1, 8, 8)
-    value = loss(logits, nothing, ones)
+    value = soft_iou(logits, nothing, ones)
     value.backward()
     assert 0 < value.item() < 1
     assert (logits.grad > 0).all()
-    assert loss(torch.full_like(nothing, -30.0), nothing, ones).item() == pytest.approx(0, abs=1e-6)
+    assert soft_iou(torch.full_like(nothing, -30.0), nothing, ones).item() == pytest.approx(0, abs=1e-6)
 
 
 def test_soft_iou_counts_images_alike_whatever_their_target_size():

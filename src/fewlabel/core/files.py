@@ -1,12 +1,14 @@
 """Files that are either whole or absent: atomic writes, folder swaps and hashes."""
 
+import csv
 import hashlib
+import io
 import json
 import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -57,6 +59,20 @@ def write_bytes(path: Path, data: bytes) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write `text` to `path` as UTF-8, atomically."""
     write_bytes(path, text.encode("utf-8"))
+
+
+def write_rejected(path: Path, rows: Iterable[tuple[str, Path, str]]) -> None:
+    """Write the table of images that were left out, as CSV with a heading, atomically.
+
+    Args:
+        path: The table.
+        rows: Id of the image, the file at fault, and why it cannot be used.
+    """
+    text = io.StringIO(newline="")
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(("id", "file", "reason"))
+    table.writerows(rows)
+    write_text(path, text.getvalue())
 
 
 def write_json(path: Path, value: Any) -> None:

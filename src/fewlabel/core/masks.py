@@ -4,7 +4,7 @@ A mask is a bool array `(H, W)`; a stack is `(N, H, W)`. Run-length codes are CO
 `{"size": [H, W], "counts": bytes}`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TypedDict
 
 import numpy as np
@@ -85,6 +85,21 @@ def components(mask: np.ndarray) -> tuple[np.ndarray, int]:
     """
     labels, count = ndimage.label(mask, structure=EIGHT_CONNECTED)
     return labels.astype(np.int32), int(count)
+
+
+def encode_components(labels: np.ndarray, numbers: Iterable[int]) -> list[Rle]:
+    """Encode chosen components, one code each.
+
+    One mask is made at a time: a stack of all masks of a noisy megapixel image would take gigabytes.
+
+    Args:
+        labels: int32 `(H, W)`, 0 = background and 1..N, as `components` gives them.
+        numbers: Labels of the wanted components, in any order.
+
+    Returns:
+        Their COCO run-length codes, in the order of `numbers`.
+    """
+    return [encode(labels == number) for number in numbers]
 
 
 def component_boxes(labels: np.ndarray, count: int) -> np.ndarray:

@@ -11,7 +11,7 @@ import torch
 
 Array = TypeVar("Array", np.ndarray, torch.Tensor)
 
-EPSILON = 1e-6
+FLAT = 1e-6  # of the largest |x|: eight steps of float32 there, more than the rounding of a constant image can spread
 KNEE = 4.0  # standard deviations at which the unit map has used half of its head-room
 
 
@@ -23,21 +23,22 @@ def standardise(pixels: Array) -> Array:
             for arrays, and over all axes but the first for batches `(B, C, H, W)`.
 
     Returns:
-        The same shape, float32, mean 0 and standard deviation 1; zeros for an image of one value. Unchanged (up to
-        rounding) when the input is multiplied by a positive gain and shifted by an offset.
+        The same shape, float32, mean 0 and standard deviation 1; zeros for an image of one value, which is one whose
+        standard deviation is at most `FLAT` times its largest magnitude. Unchanged (up to rounding) when the input is
+        multiplied by a positive gain of any size, and when it is shifted by an offset that leaves it above that bound.
     """
     axes = (-3, -2, -1) if pixels.ndim == 4 else (-2, -1)
     if isinstance(pixels, torch.Tensor):
         values = pixels.double()
         centred = values - values.mean(dim=axes, keepdim=True)
         deviation = centred.square().mean(dim=axes, keepdim=True).sqrt()
-        flat = deviation <= EPSILON * (1.0 + values.abs().amax(dim=axes, keepdim=True))
-        return torch.where(flat, torch.zeros_like(centred), centred / deviation.clamp_min(1e-30)).float()
+        flat = deviation <= FLAT * values.abs().amax(dim=axes, keepdim=True)
+        return torch.where(flat, 0.0, centred / torch.where(flat, 1.0, deviation)).float()
     array = pixels.astype(np.float64)
     difference = array - array.mean(axis=axes, keepdims=True)
     spread = np.sqrt(np.square(difference).mean(axis=axes, keepdims=True))
-    constant = spread <= EPSILON * (1.0 + np.abs(array).max(axis=axes, keepdims=True))
-    return np.where(constant, 0.0, difference / np.maximum(spread, 1e-30)).astype(np.float32)
+    constant = spread <= FLAT * np.abs(array).max(axis=axes, keepdims=True)
+    return np.where(constant, 0.0, difference / np.where(constant, 1.0, spread)).astype(np.float32)
 
 
 def to_unit(standardised: Array) -> Array:

@@ -148,14 +148,37 @@ class Instances:
     def from_semantic(cls, mask: np.ndarray, *, source: Source = "human", round: int = 0) -> "Instances":
         """Make one instance per 8-connected component of a bool mask `(H, W)`, in raster order, all of class 0."""
         labels, count = mask_ops.components(mask)
-        # One component at a time: a stack of all masks of a noisy megapixel image would take gigabytes.
-        rles = tuple(mask_ops.encode(labels == number) for number in range(1, count + 1))
+        return cls.from_components(labels, np.arange(1, count + 1), source=source, round=round)
+
+    @classmethod
+    def from_components(
+        cls,
+        labels: np.ndarray,
+        numbers: np.ndarray,
+        *,
+        scores: np.ndarray | None = None,
+        source: Source = "human",
+        round: int = 0,
+    ) -> "Instances":
+        """Make one instance per chosen component, all of class 0; memory does not grow with their number.
+
+        Args:
+            labels: int32 `(H, W)`, 0 = background and 1..N, as `fewlabel.core.masks.components` gives them.
+            numbers: int `(M,)`, labels of the wanted components.
+            scores: `(M,)` in 0..1; ones when absent.
+            source: Who made them.
+            round: Self-training round.
+
+        Returns:
+            The instances, in the order of `numbers`.
+        """
+        boxes = mask_ops.component_boxes(labels, int(labels.max(initial=0)))
         return cls(
-            size=(int(mask.shape[0]), int(mask.shape[1])),
-            rles=rles,
-            classes=np.zeros(count, np.int64),
-            scores=np.ones(count, np.float32),
-            boxes=mask_ops.component_boxes(labels, count),
+            size=(int(labels.shape[0]), int(labels.shape[1])),
+            rles=tuple(mask_ops.encode_components(labels, numbers)),
+            classes=np.zeros(len(numbers), np.int64),
+            scores=np.ones(len(numbers), np.float32) if scores is None else np.asarray(scores, np.float32),
+            boxes=boxes[numbers - 1],
             source=source,
             round=round,
         )

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from fewlabel.core.masks import components
+from fewlabel.core.masks import component_boxes, components
 
 
 class AugmentConfig(BaseModel):
@@ -59,17 +59,7 @@ class Patch:
     def boxes(self) -> np.ndarray:
         """int64 (N, 4): first row, first column, row and column after the last, of every 8-connected target."""
         labels, count = components(self.target)
-        if not count:
-            return np.zeros((0, 4), np.int64)
-        rows, columns = np.nonzero(labels)
-        index = labels[rows, columns] - 1
-        boxes = np.empty((count, 4), np.int64)
-        boxes[:, :2], boxes[:, 2:] = np.iinfo(np.int64).max, 0
-        np.minimum.at(boxes[:, 0], index, rows)
-        np.minimum.at(boxes[:, 1], index, columns)
-        np.maximum.at(boxes[:, 2], index, rows + 1)
-        np.maximum.at(boxes[:, 3], index, columns + 1)
-        return boxes
+        return component_boxes(labels, count)[:, [1, 0, 3, 2]].astype(np.int64)  # core's boxes have x first
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,9 @@ Only counted, because it is legal: an image of one value (such as all black), an
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from fewlabel.core.errors import DataError
-from fewlabel.core.files import write_text
+from fewlabel.core.files import write_rejected
 from fewlabel.core.progress import track
 from fewlabel.core.types import Image
 from fewlabel.data.dataset import Dataset, Problem, first_of
@@ -33,6 +31,9 @@ MIN_SIDE = 8
 
 AREA_EDGES = (1, 2, 5, 10, 25, 81)
 """Lower edges of the target area histogram in pixels; above 80 px a target no longer counts as small (SPIE)."""
+
+NAMED = 5
+"""Most images that a line of the report names."""
 
 
 @dataclass(frozen=True)
@@ -69,11 +70,6 @@ class CheckReport:
     rejected: tuple[Problem, ...]
     areas: dict[str, float]
 
-    @property
-    def rejected_ids(self) -> frozenset[str]:
-        """Ids to leave out, for ``SirstDataset(root, exclude=...)``."""
-        return frozenset(problem.id for problem in self.rejected)
-
     def to_json(self) -> dict[str, Any]:
         """A JSON value of all counts and lists."""
         value = dict(vars(self))
@@ -88,7 +84,7 @@ class CheckReport:
             f"sizes: {_span(self.heights)} rows, {_span(self.widths)} columns (smallest, median, largest)",
             f"stored as: {'; '.join(f'{count} x {kind}' for kind, count in self.stored.items()) or 'nothing'}",
             f"targets: {self.targets}" + (f" ({area})" if area else ""),
-            f"images without targets: {len(self.without_targets)}, images of one value: {len(self.constant)}",
+            f"images without targets: {_named(self.without_targets)}, images of one value: {_named(self.constant)}",
             f"rejected: {len(self.rejected)}",
         ]
 
@@ -135,7 +131,7 @@ def check(
         findings = list(track(threads.map(look, todo), f"checking {dataset.name}", total=len(todo)))
     problems = [*dataset.problems, *(finding.problem for finding in findings if finding.problem is not None)]
     if rejected_csv is not None:
-        write_text(rejected_csv, _csv(problems))
+        write_rejected(rejected_csv, ((problem.id, problem.file, problem.reason) for problem in problems))
     if problems and not keep_going:
         raise DataError(first_of(dataset.name, problems))
     good = [finding for finding in findings if finding.problem is None]
@@ -164,7 +160,10 @@ def _look(dataset: Dataset, require_masks: frozenset[str], id: str) -> _Finding:
         )
         return _Finding(id, problem=Problem(id, path, reason))
     if areas is None and id in require_masks:
-        reason = f"{path} has no mask, but '{id}' is to be labelled: add its mask or leave the image unlabelled."
+        reason = (
+            f"{path} has no mask, but test images are scored against theirs, or the split draws the labelled share from"
+            f" all training images: add the mask of '{id}' or remove the image."
+        )
         return _Finding(id, problem=Problem(id, path, reason))
     low = image.pixels.min(axis=(1, 2))
     constant = bool((low == image.pixels.max(axis=(1, 2))).all())
@@ -213,13 +212,13 @@ def _extent(sides: Iterable[int]) -> tuple[int, int, int]:
     return int(values.min()), int(np.median(values)), int(values.max())
 
 
+def _named(ids: Sequence[str]) -> str:
+    """How many ids there are, and the first `NAMED` of them."""
+    if not ids:
+        return "0"
+    more = f" and {len(ids) - NAMED} more" if len(ids) > NAMED else ""
+    return f"{len(ids)} ({', '.join(ids[:NAMED])}{more})"
+
+
 def _span(extent: tuple[int, int, int]) -> str:
     return ", ".join(str(value) for value in extent)
-
-
-def _csv(problems: Iterable[Problem]) -> str:
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("id", "file", "reason"))
-    writer.writerows((problem.id, str(problem.file), problem.reason) for problem in problems)
-    return text.getvalue()

@@ -18,6 +18,9 @@ from fewlabel.data.dataset import Dataset
 if TYPE_CHECKING:
     from fewlabel.data.synth.infrared import Scene
 
+Draw = Callable[[int, np.random.Generator], list[Patch]]
+"""Where a training gets its patches: ``(n, generator) -> n patches``, random by the generator alone."""
+
 
 def patch_of(labelled: Labelled) -> Patch:
     """The patch of a labelled image: grey, standardised over the whole image, every pixel counts."""

@@ -5,7 +5,6 @@ code fixes one of them, where tracing would freeze the value of the example sile
 """
 
 import copy
-import hashlib
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
@@ -20,20 +19,11 @@ from torch import nn
 from fewlabel.core.errors import ExportError
 from fewlabel.core.files import write_bytes
 from fewlabel.deploy.runtime import INPUT, OUTPUT, ModelInfo
+from fewlabel.training.checkpoint import weights_sha256
 
 OPSET = 18  # what torch's exporter writes natively; ONNX Runtime reads it since 1.14
 AXES = {0: "batch", 2: "height", 3: "width"}
 EXAMPLE = (2, 1, 72, 104)  # a batch of 1 would be specialised; height and width differ so that no two axes are tied
-
-
-def weights_sha256(model: nn.Module) -> str:
-    """SHA-256 over the names, types, shapes and bytes of a network's parameters and buffers, sorted by name."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        array = tensor.detach().cpu().contiguous().numpy()
-        digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()
 
 
 def frozen_copy(model: nn.Module) -> nn.Module:

@@ -5,12 +5,11 @@ What is written:
 * `masks/NAME.png` 0 / 255 at the size of the image; `overlays/NAME.png` the image with a line around each target;
 * `predictions.json` COCO: `images`, `categories`, and `annotations` with a `score`, one per 8-connected component. It
   loads as a COCO data set, and its annotations as COCO results;
-* `rejected.csv` files that could not be read and why, when the caller chose to go on without them.
+* `rejected.csv` names and files that could not be read and why, when the caller chose to go on without them.
 
 Images pass through one at a time, and the output folder appears at the end, whole.
 """
 
-import csv
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -20,11 +19,10 @@ from typing import Any, TextIO
 
 import numpy as np
 from PIL import Image as Picture
-from scipy import ndimage
 
 from fewlabel.core.errors import DataError
-from fewlabel.core.files import replace_folder
-from fewlabel.core.masks import components, encode
+from fewlabel.core.files import replace_folder, write_rejected
+from fewlabel.core.masks import components
 from fewlabel.core.progress import track
 from fewlabel.core.radiometry import standardise
 from fewlabel.core.types import Image, Instances
@@ -68,16 +66,8 @@ def predict_image(student: OnnxStudent, image: Image) -> tuple[np.ndarray, Insta
     labels, count = components(mask)
     index = labels.ravel()
     sums = np.bincount(index, weights=sigmoid(logits).ravel(), minlength=count + 1)[1:]
-    edges = [(columns.start, rows.start, columns.stop, rows.stop) for rows, columns in ndimage.find_objects(labels)]
-    instances = Instances(
-        size=image.size,
-        rles=tuple(encode(labels == number) for number in range(1, count + 1)),  # a stack would take N x H x W bytes
-        classes=np.zeros(count, np.int64),
-        scores=(sums / np.bincount(index, minlength=count + 1)[1:]).astype(np.float32),
-        boxes=np.array(edges, dtype=np.float32).reshape(-1, 4),
-        source="student",
-    )
-    return mask, instances
+    scores = sums / np.bincount(index, minlength=count + 1)[1:]
+    return mask, Instances.from_components(labels, np.arange(1, count + 1), scores=scores, source="student")
 
 
 def predict_folder(
@@ -129,7 +119,7 @@ def predict_folder(
         if not writer.images:
             raise DataError(f"None of {len(files)} images can be read; the first: {rejected[0][1]}")
         if rejected:
-            _write_rejected(folder / REJECTED, rejected)
+            write_rejected(folder / REJECTED, [(files[path], path, reason) for path, reason in rejected])
     return PredictSummary(len(writer.images), writer.targets, tuple(rejected))
 
 
@@ -246,11 +236,3 @@ def _save(path: Path, picture: np.ndarray) -> None:
     """Write uint8 `(H, W)` or `(H, W, 3)` as PNG."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Picture.fromarray(picture).save(path, format="PNG")
-
-
-def _write_rejected(path: Path, rejected: Sequence[tuple[Path, str]]) -> None:
-    """Write the table of files left out."""
-    with path.open("w", encoding="utf-8", newline="") as stream:
-        table = csv.writer(stream)
-        table.writerow(("file", "reason"))
-        table.writerows((str(file), reason) for file, reason in rejected)

@@ -21,7 +21,7 @@ PREPROCESSING: dict[str, Any] = {
     "name": "standardise",
     "channel": "grey in the file's own units; three channels: 0.299 R + 0.587 G + 0.114 B; otherwise their mean",
     "statistics": "mean and population standard deviation of each whole image",
-    "formula": "(x - mean) / std; zeros where std <= 1e-6 * (1 + max|x|)",
+    "formula": "(x - mean) / std; zeros where std <= 1e-6 * max|x|",
     "layout": "float32 (batch, 1, height, width), any height and width",
 }
 
@@ -36,7 +36,7 @@ class ModelInfo:
         threshold: Probability above which a pixel belongs to a target, in (0, 1).
         classes: Class names; a binary student has one.
         version: Version of fewlabel that wrote the file.
-        weights_sha256: Hash of the network's weights, as `fewlabel.deploy.export.weights_sha256` computes it.
+        weights_sha256: Hash of the network's weights, as `fewlabel.training.checkpoint.weights_sha256` computes it.
         preprocessing: How images are prepared; `PREPROCESSING`.
         extra: Further values that were recorded at export, by name.
     """

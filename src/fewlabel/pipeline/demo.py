@@ -6,7 +6,7 @@ from pathlib import Path
 from fewlabel.core.errors import RunError
 from fewlabel.data.synth.dataset import write_dataset
 from fewlabel.pipeline.run import Run
-from fewlabel.recipe import load_recipe
+from fewlabel.recipe import load_recipe, with_root
 
 TRAIN, TEST, SIZE, SEED = 80, 40, 128, 7
 
@@ -26,5 +26,5 @@ def run_demo(out: Path) -> None:
     if not data.is_dir():
         write_dataset(data, train=TRAIN, test=TEST, seed=SEED, size=SIZE)
     with as_file(files("fewlabel") / "recipes" / "demo.yaml") as path:
-        recipe = load_recipe(path, (f"data.root={data.resolve()}",))
+        recipe = with_root(load_recipe(path), data)
     Run(recipe, out).execute("report")

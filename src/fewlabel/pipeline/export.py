@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from fewlabel.core.errors import DataError
-from fewlabel.core.files import sha256_file, write_json
+from fewlabel.core.files import atomic_path, sha256_file, write_json
 from fewlabel.core.radiometry import standardise
 from fewlabel.data.split import Split
 from fewlabel.deploy.export import export_student
@@ -11,8 +11,7 @@ from fewlabel.deploy.verify import ParityReport, verify
 from fewlabel.pipeline.collect import spread
 from fewlabel.pipeline.folder import RunFolder
 from fewlabel.pipeline.inputs import open_dataset
-from fewlabel.pipeline.stages import THRESHOLD, load_student, student_folder
-from fewlabel.recipe import load_run_recipe
+from fewlabel.pipeline.stages import THRESHOLD, load_student, run_recipe, student_folder
 from fewlabel.training.loop import WEIGHTS
 
 
@@ -21,7 +20,7 @@ def export_run(run: Path, out: Path, *, method: str = "fewlabel", images: int = 
 
     Args:
         run: Run folder whose train stage is done.
-        out: The ONNX file; `OUT.parity.json` is written beside it.
+        out: The ONNX file; `NAME.parity.json` is written beside it.
         method: Which of the run's students.
         images: Number of images for the comparison, from the test list, or from the training images without one.
 
@@ -31,10 +30,10 @@ def export_run(run: Path, out: Path, *, method: str = "fewlabel", images: int = 
     Raises:
         DataError: `run` is not a run folder.
         RunError: The run holds no such student.
-        ExportError: The exported model gives other masks or logits; the file is not kept.
+        ExportError: The exported model gives other masks or logits; an earlier file stays as it was.
     """
-    recipe = load_run_recipe(run)
     folder = RunFolder(run)
+    recipe = run_recipe(folder, method)
     student = load_student(recipe, folder, method)
     weights = student_folder(folder, method) / WEIGHTS
     split = Split.load(folder.stage("split") / "split.json")
@@ -50,12 +49,11 @@ def export_run(run: Path, out: Path, *, method: str = "fewlabel", images: int = 
         "weights_file_sha256": sha256_file(weights),
         "data": dataset.name,
     }
-    export_student(student, out, name=recipe.name, metadata=metadata)
-    try:
-        report = verify(out, student, [standardise(dataset.image(id).grey()) for id in chosen])
-    except Exception:
-        out.unlink(missing_ok=True)
-        raise
-    write_json(out.with_suffix(".parity.json"), report.to_json())
+    proof = out.with_suffix(".parity.json")
+    with atomic_path(out) as unproven:
+        export_student(student, unproven, name=recipe.name, metadata=metadata)
+        report = verify(unproven, student, [standardise(dataset.image(id).grey()) for id in chosen])
+        proof.unlink(missing_ok=True)  # it speaks of the file that is about to be replaced
+    write_json(proof, report.to_json())
     print(f"{out}: {report.summary()}")
     return report

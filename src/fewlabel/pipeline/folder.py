@@ -3,19 +3,22 @@
 import datetime
 import os
 import platform
+import re
 import resource
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+import fewlabel
 from fewlabel import __version__
-from fewlabel.core.errors import RunError
+from fewlabel.core.errors import FewlabelError, RunError
 from fewlabel.core.files import read_json, sha256_file, sha256_json, write_json
 
 Stage = Literal["check", "split", "teach", "label", "synthetic", "train", "baselines", "eval", "report"]
@@ -31,6 +34,22 @@ NEEDS: dict[Stage, tuple[Stage, ...]] = {
     "report": ("eval",),
 }
 STAGES: tuple[Stage, ...] = tuple(NEEDS)  # an order in which each stage comes after those it needs
+
+COSTLY: frozenset[Stage] = frozenset({"teach", "label", "synthetic", "train", "baselines"})
+"""Stages whose results are never replaced without being told to."""
+
+ROOMS: dict[Stage, tuple[str, ...]] = {
+    "check": ("core", "data"),
+    "split": ("core", "data"),
+    "teach": ("core", "data", "training", "sam", "scalpel"),
+    "label": ("core", "data", "training", "sam", "scalpel", "labels"),
+    "synthetic": ("core", "data", "training", "students"),
+    "train": ("core", "data", "training", "students", "labels"),
+    "baselines": ("core", "data", "training", "students"),
+    "eval": ("core", "data", "students", "metrics"),
+    "report": ("core", "data", "students", "scalpel", "report"),
+}
+"""Rooms whose source code decides a stage's result."""
 
 MANIFEST = "manifest.json"  # written last: a stage is done when it is there
 STARTED = "started.json"  # written first: says which inputs a half-done stage was begun with
@@ -72,7 +91,7 @@ class RunFolder:
             config: JSON value of the settings and inputs that the stage itself reads.
 
         Returns:
-            Hexadecimal SHA-256 over settings, the fingerprints of the stages it needs, and the version of fewlabel.
+            Hexadecimal SHA-256 over settings, the fingerprints of the stages it needs, and the code of its rooms.
 
         Raises:
             RunError: A stage that it needs is not done.
@@ -83,43 +102,56 @@ class RunFolder:
             if manifest is None:
                 raise RunError(f"Stage {stage!r} of {self.path} needs stage {need!r}, which is not done; run it first.")
             before[need] = manifest["fingerprint"]
-        return sha256_json({"stage": stage, "config": config, "needs": before, "version": __version__})
+        return sha256_json({"stage": stage, "config": config, "needs": before, "code": code_hash(ROOMS[stage])})
 
-    def run_stage(self, stage: Stage, fingerprint: str, work: Callable[[Path], None], *, redo: bool = False) -> bool:
+    def run_stage(
+        self, stage: Stage, fingerprint: str, work: Callable[[Path], None], *, recipe: Any, redo: bool = False
+    ) -> bool:
         """Do a stage unless it is done.
 
         A stage that was begun with the same fingerprint goes on in its folder; `work` finds there what it had written.
+        Results of other settings are replaced where that costs nothing but seconds: neither the stage nor a stage
+        behind it is among `COSTLY`.
 
         Args:
             stage: The stage.
             fingerprint: Hash of all it depends on.
             work: Fills the folder it is given.
-            redo: Remove results of other settings instead of refusing to touch them.
+            recipe: JSON value of the whole recipe, kept in the manifest.
+            redo: Replace results of other settings, whatever they cost.
 
         Returns:
             Whether there was something to do.
 
         Raises:
-            RunError: The folder holds results, finished or not, that other settings made.
+            RunError: The folder holds costly results, finished or not, that other settings made.
+            FewlabelError: The work cannot be done; a cheap stage then leaves nothing behind.
         """
         folder = self.stage(stage)
         found = next((read_json(path) for name in (MANIFEST, STARTED) if (path := folder / name).is_file()), None)
         if found is not None and found["fingerprint"] != fingerprint:
-            if not redo:
+            if not redo and self._costly(stage):
                 raise RunError(
-                    f"Stage {stage!r} in {self.path} was made with other settings, data or version of fewlabel; choose"
-                    " another run folder with --out, or give --redo to replace this stage and all after it."
+                    f"Stage {stage!r} in {self.path} was made with other settings, data or code; choose another run"
+                    " folder with --out, or give --redo to replace this stage and all after it."
                 )
             shutil.rmtree(folder)
             found = None
-        if found is not None and (folder / MANIFEST).is_file():
+        if found is not None and all((folder / name).is_file() for name in found.get("outputs", [MANIFEST])):
             return False
         if found is None:
             shutil.rmtree(folder, ignore_errors=True)
-            write_json(folder / STARTED, {"stage": stage, "fingerprint": fingerprint, "seconds": 0.0})
             found = {"seconds": 0.0}
-        with self._clock(folder, stage, fingerprint, found["seconds"]) as spent:
-            work(folder)
+            write_json(folder / STARTED, {"stage": stage, "fingerprint": fingerprint, **found})
+        (folder / MANIFEST).unlink(missing_ok=True)
+        reset_peak()
+        try:
+            with self._clock(folder, stage, fingerprint, found["seconds"]) as spent:
+                work(folder)
+        except FewlabelError:
+            if stage not in COSTLY:
+                shutil.rmtree(folder)
+            raise
         outputs = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != STARTED)
         manifest = {
             "stage": stage,
@@ -129,11 +161,17 @@ class RunFolder:
             "peak_rss_mb": peak_rss_mb(),
             "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
             "machine": machine(),
+            "recipe": recipe,
             "outputs": {str(path.relative_to(folder)): sha256_file(path) for path in outputs},
         }
         write_json(folder / MANIFEST, manifest)
-        (folder / STARTED).unlink()
+        (folder / STARTED).unlink(missing_ok=True)
         return True
+
+    def _costly(self, stage: Stage) -> bool:
+        """Whether replacing a stage would throw away hours: its own, or those of a stage behind it."""
+        behind = [later for later in STAGES if stage in plan(later)]
+        return any(later in COSTLY and self.stage(later).is_dir() for later in behind)
 
     @contextmanager
     def _clock(self, folder: Path, stage: Stage, fingerprint: str, before: float) -> Iterator[Callable[[], float]]:
@@ -150,11 +188,31 @@ class RunFolder:
             raise
 
 
+@cache
+def code_hash(rooms: tuple[str, ...]) -> str:
+    """SHA-256 over the source files of some rooms, so that changed code is noticed between two releases as well."""
+    package = Path(fewlabel.__file__).parent
+    files = [path for room in rooms for path in sorted((package / room).rglob("*.py"))]
+    return sha256_json({str(path.relative_to(package)): sha256_file(path) for path in files})
+
+
+STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def reset_peak() -> None:
+    """Start a new reading of the highest resident memory, where the system can (Linux)."""
+    with suppress(OSError):
+        RESET.write_text("5")
+
+
 def peak_rss_mb() -> int:
-    """Highest resident memory of this process so far, in MiB."""
+    """Highest resident memory of this process in MiB: since `reset_peak` on Linux, since its start elsewhere."""
+    if STATUS.is_file():
+        found = re.search(r"VmHWM:\s+(\d+) kB", STATUS.read_text())
+        if found:
+            return round(int(found[1]) / 1024)
     usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # Linux counts KiB, macOS bytes.
-    return round(usage / (1024 * 1024 if platform.system() == "Darwin" else 1024))
+    return round(usage / (1024 * 1024 if platform.system() == "Darwin" else 1024))  # macOS counts bytes
 
 
 def machine() -> str:

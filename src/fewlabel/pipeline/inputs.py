@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fewlabel.core.files import sha256_json
+from fewlabel.core.files import sha256_file, sha256_json
 from fewlabel.core.radiometry import standardise
 from fewlabel.data.augment import Patch
 from fewlabel.data.dataset import Dataset
@@ -14,6 +14,7 @@ from fewlabel.data.pool import patch_of_scene
 from fewlabel.data.readers.sirst import SirstDataset
 from fewlabel.data.synth import infrared
 from fewlabel.labels.store import LabelStore, target_and_weight
+from fewlabel.sam.nano import NANO_FOLDER
 
 Draw = Callable[[int, np.random.Generator], list[Patch]]
 
@@ -28,6 +29,13 @@ def inventory(root: Path) -> str:
     files = sorted(path for path in root.rglob("*") if path.is_file())
     rows = [[str(path.relative_to(root)), path.stat().st_size, path.stat().st_mtime_ns] for path in files]
     return sha256_json(rows)
+
+
+def checkpoint_hash(name: str) -> str:
+    """Hash of the files of a SAM checkpoint's folder (`nano` is the embedded one); the name itself for a hub id."""
+    folder = NANO_FOLDER if name == "nano" else Path(name)
+    files = sorted(path for path in folder.glob("*") if path.suffix in (".json", ".safetensors", ".bin"))
+    return sha256_json({path.name: sha256_file(path) for path in files}) if files else name
 
 
 def pseudo_loaders(dataset: Dataset, store: LabelStore) -> list[Callable[[], Patch]]:

@@ -13,7 +13,7 @@ from fewlabel.data.split import Split
 from fewlabel.pipeline import stages
 from fewlabel.pipeline.collect import collect
 from fewlabel.pipeline.folder import RunFolder, Stage, plan
-from fewlabel.pipeline.inputs import inventory, open_dataset
+from fewlabel.pipeline.inputs import checkpoint_hash, inventory, open_dataset
 from fewlabel.recipe import Method, Recipe, dump_recipe
 from fewlabel.report.page import write as write_report
 
@@ -66,8 +66,10 @@ class Run:
         work = self._work()
         for stage in plan(until):
             config, action = work[stage]
-            done_now = self.folder.run_stage(stage, self.folder.fingerprint(stage, config()), action, redo=self.redo)
-            if stage == "check":
+            fingerprint = self.folder.fingerprint(stage, config())
+            values = self.recipe.model_dump(mode="json")
+            done_now = self.folder.run_stage(stage, fingerprint, action, recipe=values, redo=self.redo)
+            if done_now:
                 write_text(self.path / "recipe.yaml", dump_recipe(self.recipe))
             seconds = (self.folder.manifest(stage) or {}).get("seconds", 0)
             print(f"{stage}: {f'done in {seconds:.0f} s' if done_now else 'already done'}", flush=True)
@@ -79,7 +81,6 @@ class Run:
     def _work(self) -> dict[Stage, tuple[Callable[[], Any], Callable[[Path], None]]]:
         """For each stage: the settings and inputs that it reads itself, and what it does."""
         recipe = self.recipe
-        student = recipe.student.model_dump(mode="json")
 
         def settings(*sections: str) -> Callable[[], Any]:
             return lambda: recipe.model_dump(mode="json", include=set(sections))
@@ -88,28 +89,34 @@ class Run:
             masks_needed = recipe.split.fraction is not None
             return [recipe.data.format, inventory(recipe.data.root), self.keep_going, masks_needed]
 
-        def without(*keys: str) -> Callable[[], Any]:
-            left = {key: value for key, value in student.items() if key not in keys}
-            return lambda: [settings("seed", "eval")(), left]
+        def split_inputs() -> Any:
+            return [settings("split")(), "all-labels" in recipe.student.compare]
+
+        def student(*without: str) -> Callable[[], Any]:
+            left = {key: value for key, value in recipe.student.model_dump(mode="json").items() if key not in without}
+            return lambda: [recipe.seed, left]
+
+        def teach_inputs() -> Any:
+            return [settings("teacher", "teach", "seed")(), checkpoint_hash(recipe.teacher.sam)]
 
         return {
             "check": (check_inputs, self._check),
-            "split": (settings("split"), self._split),
-            "teach": (settings("teacher", "teach", "seed", "eval"), self._teach),
-            "label": (settings("label", "eval"), self._label),
-            "synthetic": (without("compare", "labelled_share"), self._synthetic),
-            "train": (without("compare"), self._train),
-            "baselines": (without("labelled_share"), self._baselines),
+            "split": (split_inputs, self._split),
+            "teach": (teach_inputs, self._teach),
+            "label": (settings("label"), self._label),
+            "synthetic": (student("compare", "labelled_share"), self._synthetic),
+            "train": (student("compare"), self._train),
+            "baselines": (student("labelled_share"), self._baselines),
             "eval": (settings("eval"), self._eval),
             "report": (settings("name"), self._report),
         }
 
     def _check(self, out: Path) -> None:
         root, fraction = self.recipe.data.root, self.recipe.split.fraction
-        stages.check(root, out, keep_going=self.keep_going, fraction=fraction)
+        print("\n".join(stages.check(root, out, keep_going=self.keep_going, fraction=fraction).lines()))
 
     def _split(self, out: Path) -> None:
-        stages.split(self.dataset, self._checked["areas"], self.recipe.split, out)
+        stages.split(self.recipe, self.dataset, self._checked["areas"], out)
 
     def _fingerprint(self, stage: Stage) -> str:
         manifest = self.folder.manifest(stage)
@@ -153,10 +160,13 @@ def check_folder(root: Path, *, keep_going: bool = False, out: Path | None = Non
     Args:
         root: The folder.
         keep_going: List unusable images instead of stopping at the first.
-        out: Folder for check.json and rejected.csv; nothing is written when absent.
+        out: Folder for check.json and rejected.csv; without one, what was rejected is printed.
 
     Raises:
         DataError: An image or mask cannot be used, and `keep_going` is off.
     """
     report = stages.check(root, out, keep_going=keep_going, fraction=None)
     print("\n".join(report.lines()))
+    if out is None:
+        for problem in report.rejected:
+            print(f"- {problem.id}: {problem.reason}")

@@ -21,9 +21,9 @@ from fewlabel.data.split import Split, make_split
 from fewlabel.labels.store import LabelStore, target_and_weight
 from fewlabel.metrics.scores import Scores
 from fewlabel.metrics.scores import evaluate as score
-from fewlabel.pipeline.folder import RunFolder
+from fewlabel.pipeline.folder import MANIFEST, RunFolder, Stage
 from fewlabel.pipeline.inputs import draw_scenes, open_dataset, pseudo_loaders
-from fewlabel.recipe import Method, Recipe, SplitSection
+from fewlabel.recipe import Method, Recipe, parse_recipe
 from fewlabel.scalpel import transfer
 from fewlabel.scalpel.distill import teach
 from fewlabel.scalpel.teacher import ScalpelTeacher, load_teacher
@@ -59,16 +59,34 @@ def check(root: Path, out: Path | None, *, keep_going: bool, fraction: float | N
     return report
 
 
-def split(dataset: Dataset, areas: dict[str, float], section: SplitSection, out: Path) -> None:
-    """Choose labelled, validation and unlabelled images; writes split.json."""
-    make_split(
+def split(recipe: Recipe, dataset: Dataset, areas: dict[str, float], out: Path) -> None:
+    """Choose labelled, validation and unlabelled images; writes split.json.
+
+    Raises:
+        DataError: The labelled share holds no target, or `all-labels` is to be compared but masks are missing: both
+            would be found out only after hours.
+    """
+    section = recipe.split
+    made = make_split(
         dataset.train_ids,
         {id: areas[id] for id in dataset.train_ids if id in areas},
         fraction=section.fraction,
         seed=section.seed,
         validation_share=section.validation_share,
         test_ids=dataset.test_ids,
-    ).save(out / "split.json")
+    )
+    if not any(areas[id] > 0 for id in made.train):
+        raise DataError(
+            f"None of the {len(made.train)} labelled images of {recipe.data.root} shows a target, so nothing can be"
+            " learned; label some that do, or raise split.fraction."
+        )
+    missing = next((id for id in made.unlabelled if not dataset.has_mask(id)), None)
+    if missing is not None and "all-labels" in recipe.student.compare:
+        raise DataError(
+            f"Image {missing!r} of {recipe.data.root} has no mask, so 'all-labels' cannot be trained; remove it from"
+            " student.compare."
+        )
+    made.save(out / "split.json")
 
 
 def teach_teacher(recipe: Recipe, dataset: Dataset, split: Split, out: Path, *, inputs: str) -> None:
@@ -78,7 +96,7 @@ def teach_teacher(recipe: Recipe, dataset: Dataset, split: Split, out: Path, *, 
 
     def validate(model: nn.Module) -> dict[str, float]:
         views = ((transfer.predict(model, image, "one").probability > THRESHOLD, truth) for image, truth in held_out)
-        return figures(score(views, matching=recipe.eval.matching))
+        return figures(score(views))
 
     teach(
         ScalpelTeacher(recipe.teacher),
@@ -101,11 +119,7 @@ def label(recipe: Recipe, dataset: Dataset, split: Split, teach_folder: Path, ou
     threshold = float(read_json(chosen)["threshold"])
     store = LabelStore(out / "labels", made_by=inputs)
     transfer.label_images(teacher, split.unlabelled, dataset.image, store, threshold, recipe.label)
-    summary = store.summary() | {"threshold": threshold}
-    if known := [id for id in split.unlabelled if dataset.has_mask(id)]:
-        pairs = ((target_and_weight(store.get(id))[0], dataset.labelled(id).instances.semantic()) for id in known)
-        summary["truth"] = score(pairs, matching=recipe.eval.matching)
-    write_json(out / "summary.json", summary)
+    write_json(out / "summary.json", store.summary() | {"threshold": threshold})
 
 
 def choose_threshold(recipe: Recipe, teacher: nn.Module, held_out: list[tuple[np.ndarray, np.ndarray]]) -> float:
@@ -154,17 +168,13 @@ def train_method(
         out: Parent of the method's folder.
         inputs: Fingerprint of the data.
 
-    Raises:
-        RunError: `synthetic-pretrained` is asked for, but the recipe has no synthetic steps.
     """
     student = fresh_student(recipe)
-    if method == "synthetic-pretrained" and not recipe.student.synthetic_steps:
-        raise RunError("Method 'synthetic-pretrained' needs rendered scenes; set student.synthetic_steps above 0.")
     if method in ("fewlabel", "synthetic-pretrained") and recipe.student.synthetic_steps:
         load_weights(synthetic / WEIGHTS, student)
 
     def validate(model: nn.Module) -> dict[str, float]:
-        return figures(score(predictions(model, held_out), matching=recipe.eval.matching))
+        return figures(score(predictions(model, held_out)))
 
     train_student(
         student,
@@ -180,18 +190,9 @@ def train_method(
 
 
 def method_pool(method: Method, recipe: Recipe, dataset: Dataset, split: Split, label_folder: Path) -> PatchPool:
-    """The images that one method's student is trained on.
-
-    Raises:
-        DataError: `all-labels` is asked for, but masks are missing.
-    """
+    """The images that one method's student is trained on; `split` has made sure that their masks are there."""
     given = loaders(dataset, split.train)
     if method == "all-labels":
-        missing = next((id for id in split.unlabelled if not dataset.has_mask(id)), None)
-        if missing is not None:
-            raise DataError(
-                f"Image {missing!r} has no mask, so 'all-labels' cannot be trained; remove it from student.compare."
-            )
         return PatchPool([(1.0, given + loaders(dataset, split.unlabelled))])
     if method == "fewlabel" and split.unlabelled:
         pseudo = pseudo_loaders(dataset, LabelStore(label_folder / "labels"))
@@ -200,18 +201,23 @@ def method_pool(method: Method, recipe: Recipe, dataset: Dataset, split: Split, 
 
 
 def evaluate(recipe: Recipe, dataset: Dataset, split: Split, folder: RunFolder, out: Path) -> None:
-    """Score every student on the test list; writes scores.json."""
-    if not split.test:
-        raise DataError(
-            f"{recipe.data.root} has no test list, so nothing can be scored; add img_idx/test.txt with one id a line."
-        )
+    """Score every student on the test list, and the pseudo-labels where the truth is known; writes scores.json.
+
+    Without a test list no student is scored, which the score table says.
+    """
+    matching = recipe.eval.matching
     scores: dict[str, Any] = {}
-    for method in recipe.methods:
+    for method in recipe.methods if split.test else ():
         student = load_student(recipe, folder, method)
         pairs = labelled_pairs(dataset, track(split.test, f"test {method}"))
-        scores[method] = score(predictions(student, pairs), matching=recipe.eval.matching)
+        scores[method] = score(predictions(student, pairs), matching=matching)
     pseudo = read_json(folder.stage("label") / "summary.json")
-    write_json(out / "scores.json", {"methods": scores, "pseudo_labels": pseudo, "threshold": THRESHOLD})
+    if known := [id for id in split.unlabelled if dataset.has_mask(id)]:
+        store = LabelStore(folder.stage("label") / "labels")
+        truth = ((target_and_weight(store.get(id))[0], dataset.labelled(id).instances.semantic()) for id in known)
+        pseudo["truth"] = score(truth, matching=matching)
+    content = {"methods": scores, "pseudo_labels": pseudo, "threshold": THRESHOLD, "matching": matching}
+    write_json(out / "scores.json", content)
 
 
 def fresh_student(recipe: Recipe) -> nn.Module:
@@ -224,6 +230,22 @@ def fresh_student(recipe: Recipe) -> nn.Module:
 def student_folder(folder: RunFolder, method: str) -> Path:
     """Where the student of a method is: the train stage has fewlabel's, the baselines stage all others."""
     return folder.stage("train" if method == "fewlabel" else "baselines") / method
+
+
+def run_recipe(folder: RunFolder, method: str = "fewlabel") -> Recipe:
+    """The recipe that a run's student was trained with.
+
+    Raises:
+        DataError: The folder is not a run folder.
+        RunError: The stage that trains the student is not done.
+    """
+    if not folder.stage("check").is_dir():
+        raise DataError(f"{folder.path} is not a run folder; give one made by `fewlabel run`.")
+    stage: Stage = "train" if method == "fewlabel" else "baselines"
+    manifest = folder.manifest(stage)
+    if manifest is None:
+        raise RunError(f"Stage {stage!r} of {folder.path} is not done; run it first.")
+    return parse_recipe(manifest["recipe"], str(folder.stage(stage) / MANIFEST))
 
 
 def load_student(recipe: Recipe, folder: RunFolder, method: str) -> nn.Module:

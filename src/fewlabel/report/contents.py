@@ -127,10 +127,15 @@ class PseudoLabels:
 class RouterWeights:
     """What the teacher's router chose, averaged over images.
 
+    A level has two gates: the image gate looks at the image as a whole; the final gate, which is what the operators
+    are weighted with, is the product of the image gate and a gate of each token, scaled to a sum of 1.
+
     Attributes:
         operators: Names of the E operators, in the order of the weights.
-        levels: By level name: E mean weights of the image gate and E mean weights of the token gate, each in [0, 1].
-        entropy: By level name: (step, mean gate entropy in nats) over the training; log E is an even choice.
+        levels: By level name: E mean weights of the image gate and E mean weights of the final gate (averaged over
+            tokens as well), each in [0, 1].
+        entropy: By level name: (step, mean entropy of the final gates divided by log E) over the training, in [0, 1]:
+            1 = all operators used alike, 0 = one operator per token.
     """
 
     operators: tuple[str, ...]
@@ -138,11 +143,12 @@ class RouterWeights:
     entropy: Mapping[str, Sequence[tuple[int, float]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for level, (image, token) in self.levels.items():
-            if {len(image), len(token)} != {len(self.operators)}:
+        for level, (image, final) in self.levels.items():
+            if {len(image), len(final)} != {len(self.operators)}:
                 raise RunError(
-                    f"Router level {level!r} of the report holds {len(image)} image and {len(token)} token weights "
-                    f"where {len(self.operators)} operators are named; pass one weight of each gate per operator."
+                    f"Router level {level!r} of the report holds {len(image)} weights of the image gate and "
+                    f"{len(final)} of the final gate where {len(self.operators)} operators are named; pass one weight "
+                    "of each gate per operator."
                 )
 
 

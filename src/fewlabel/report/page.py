@@ -9,6 +9,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from fewlabel.core.files import write_text
+from fewlabel.core.progress import duration
 from fewlabel.report.charts import Line, line_chart, loss_chart, validation_chart
 from fewlabel.report.contents import (
     DataFacts,
@@ -80,14 +81,6 @@ def write(data: ReportData, path: Path) -> None:
     write_text(path, build(data))
 
 
-def duration(seconds: float) -> str:
-    """Seconds as `42 s`, `13 min` or `2 h 05 min`."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
 def number(value: float | None, digits: int = 1) -> str:
     """A number with `digits` decimals, or a dash for None and values that are not finite."""
     return "–" if value is None or not math.isfinite(value) else f"{value:,.{digits}f}"
@@ -145,19 +138,18 @@ def router(weights: RouterWeights | None) -> dict[str, Any] | None:
     rows = [
         {"level": level, "gate": gate, "weights": [float(value) for value in values]}
         for level, pair in weights.levels.items()
-        for gate, values in zip(("image", "token"), pair, strict=True)
+        for gate, values in zip(("image gate", "final gate"), pair, strict=True)
     ]
     lines = [Line(level, points, style=i) for i, (level, points) in enumerate(weights.entropy.items())]
-    even = math.log(len(weights.operators))
     last: Mapping[str, float] = {line.name: line.points[-1][1] for line in lines if line.points}
-    text = "Mean entropy of the gates in nats; last: " + ", ".join(
+    text = "Mean entropy of the final gates, 1 = all operators used alike; last: " + ", ".join(
         f"{name} {value:.2f}" for name, value in last.items()
     )
     chart = line_chart(
         lines,
         description=f"{text}.",
-        bounds=(0.0, even * 1.2),
-        reference=(f"even choice, ln {len(weights.operators)}", even),
+        bounds=(0.0, 1.2),
+        reference=("all operators used alike", 1.0),
     )
     return {"operators": weights.operators, "rows": rows, "chart": chart, "lines": lines}
 

@@ -13,15 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fewlabel.core.files import sha256_json, write_json
-from fewlabel.data.augment import AugmentConfig, Batch, Patch, crop_batch
-from fewlabel.data.pool import patch_of_scene
+from fewlabel.data.augment import AugmentConfig, Batch, crop_batch
+from fewlabel.data.pool import Draw, patch_of_scene
 from fewlabel.data.synth.infrared import InfraredConfig, render
 from fewlabel.scalpel.teacher import CARD, ScalpelTeacher
 from fewlabel.scalpel.tiles import TILE
 from fewlabel.training.loop import FitResult, LoopConfig, fit
 from fewlabel.training.losses import bce, soft_iou
-
-Draw = Callable[[int, np.random.Generator], list[Patch]]
 
 
 class TeachConfig(LoopConfig):

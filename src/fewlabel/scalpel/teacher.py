@@ -10,7 +10,6 @@ Our own design after Scalpel-SAM (arXiv 2512.22483), whose network is not public
 SAM alone works at strides of 2 to 16 pixels; a target of 2 × 2 pixels lives in the head's stride-1 path.
 """
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from fewlabel.sam.promptable import PromptableSegmenter
 from fewlabel.scalpel.adapter import AdapterConfig, HierarchicalAdapter, choose_levels
 from fewlabel.scalpel.bank import OPERATOR_NAMES, OperatorBank
 from fewlabel.scalpel.tiles import TILE
-from fewlabel.training.checkpoint import load_weights
+from fewlabel.training.checkpoint import load_weights, weights_sha256
 from fewlabel.training.loop import WEIGHTS
 
 CARD = "teacher.json"
@@ -266,15 +265,6 @@ def _with_levels(config: AdapterConfig, block_channels: Sequence[int], grids: Se
     levels = choose_levels(block_channels)
     coarse = tuple(level for level in levels if grids[level] * 4 <= TILE)
     return config.model_copy(update={"levels": coarse or levels[-1:]})
-
-
-def weights_sha256(model: nn.Module) -> str:
-    """SHA-256 over names, types, shapes and bytes of a network's state, sorted by name; lower-case hexadecimal."""
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def load_teacher(folder: Path, segmenter: PromptableSegmenter | None = None) -> ScalpelTeacher:

@@ -198,9 +198,9 @@ def pseudo_label(
     ]
 
     def chosen(verdict: str) -> Instances:
-        numbers = [i for i, (given, _) in enumerate(verdicts) if given == verdict]
-        masks = labels[None] == np.asarray(numbers, dtype=np.int32)[:, None, None] + 1
-        return Instances.from_masks(masks, size=size, scores=quality[numbers], source="teacher", round=round)
+        numbers = np.array([i for i, (given, _) in enumerate(verdicts, start=1) if given == verdict], dtype=np.int64)
+        scores = quality[numbers - 1]
+        return Instances.from_components(labels, numbers, scores=scores, source="teacher", round=round)
 
     order = ("accepted", "ignored", "rejected")
     band = (probability > config.band * threshold) & (labels == 0)

@@ -8,7 +8,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from fewlabel.data.augment import AugmentConfig, Patch, crop_batch
+from fewlabel.data.augment import AugmentConfig, crop_batch
+from fewlabel.data.pool import Draw
 from fewlabel.training.loop import FitResult, LoopConfig, StepLoss, fit
 from fewlabel.training.losses import bce, soft_iou
 
@@ -25,7 +26,7 @@ class StudentConfig(LoopConfig):
     )
 
 
-def step_loss_on(draw: Callable[[int, np.random.Generator], list[Patch]], config: StudentConfig, seed: int) -> StepLoss:
+def step_loss_on(draw: Draw, config: StudentConfig, seed: int) -> StepLoss:
     """The loss of one step as a pure function of the model and the step.
 
     Args:
@@ -52,7 +53,7 @@ def step_loss_on(draw: Callable[[int, np.random.Generator], list[Patch]], config
 
 def train_student(
     model: nn.Module,
-    draw: Callable[[int, np.random.Generator], list[Patch]],
+    draw: Draw,
     config: StudentConfig,
     folder: Path,
     *,

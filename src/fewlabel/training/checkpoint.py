@@ -1,5 +1,6 @@
 """Weights and training states on disk: safetensors only, each file swapped in whole."""
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -41,6 +42,18 @@ def learnt_state(model: nn.Module) -> dict[str, Tensor]:
         if name not in parameters and isinstance(value, Tensor):
             state[name] = value
     return state
+
+
+def weights_sha256(model: nn.Module) -> str:
+    """SHA-256 over names, types, shapes and bytes of a network's state, sorted by name; lower-case hexadecimal.
+
+    The state is that of `state_dict`, frozen parameters and persistent buffers included.
+    """
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:

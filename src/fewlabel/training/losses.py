@@ -24,12 +24,6 @@ def _parts(logits: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Te
     return torch.where(counts, logits.float(), 0.0), torch.where(counts, targets.float(), 0.0), weights.float()
 
 
-def _mean(values: Tensor, weights: Tensor) -> Tensor:
-    """Weighted mean over all pixels; 0 where all weights are 0."""
-    total = weights.sum()
-    return (values * weights).sum() / torch.where(total > 0, total, 1.0)
-
-
 def bce(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
     """Binary cross-entropy, the weighted mean over the pixels of the batch.
 
@@ -45,41 +39,13 @@ def bce(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
         ValueError: the shapes differ.
     """
     logits, targets, weights = _parts(logits, targets, weights)
-    return _mean(F.binary_cross_entropy_with_logits(logits, targets, reduction="none"), weights)
-
-
-def focal(logits: Tensor, targets: Tensor, weights: Tensor, alpha: float = 0.75, gamma: float = 2.0) -> Tensor:
-    """Focal loss (Lin et al., ICCV 2017, eq. 5), the weighted mean over the pixels of the batch.
-
-    Args:
-        logits: (B, 1, H, W).
-        targets: (B, 1, H, W) in [0, 1]; soft targets mix the two classes' terms.
-        weights: (B, 1, H, W) >= 0.
-        alpha: share of the target class, in [0, 1].
-        gamma: exponent that fades out well classified pixels, >= 0.
-
-    Returns:
-        ``mean of -alpha t (1 - p)^gamma log p - (1 - alpha) (1 - t) p^gamma log(1 - p)``, >= 0.
-
-    Raises:
-        ValueError: the shapes differ.
-    """
-    logits, targets, weights = _parts(logits, targets, weights)
-    p = torch.sigmoid(logits)
-    hit = -alpha * targets * (1 - p) ** gamma * F.logsigmoid(logits)
-    miss = -(1 - alpha) * (1 - targets) * p**gamma * F.logsigmoid(-logits)
-    return _mean(hit + miss, weights)
-
-
-def _ratio_loss(overlap: Tensor, size: Tensor, weights: Tensor) -> Tensor:
-    """Mean of ``1 - (overlap + SMOOTH) / (size + SMOOTH)`` over the images that have any weight; inputs are (B,)."""
-    present = (weights.flatten(1).sum(1) > 0).float()
-    loss = 1 - (overlap + SMOOTH) / (size + SMOOTH)
-    return (loss * present).sum() / present.sum().clamp(min=1)
+    cross = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    total = weights.sum()
+    return (cross * weights).sum() / torch.where(total > 0, total, 1.0)
 
 
 def soft_iou(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-    """One minus the soft intersection over union of each image, averaged over the images.
+    """One minus the soft intersection over union of each image, averaged over the images that have any weight.
 
     Averaging over images, not over the batch's pooled pixels, lets a target of 4 pixels count as much as one of 400 in
     another image. `SMOOTH` gives an image without targets a loss of ``a / (a + 1)`` with ``a`` its area of predicted
@@ -100,27 +66,6 @@ def soft_iou(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
     p = torch.sigmoid(logits)
     overlap = (weights * p * targets).flatten(1).sum(1)
     union = (weights * (p + targets - p * targets)).flatten(1).sum(1)
-    return _ratio_loss(overlap, union, weights)
-
-
-def dice(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-    """Dice loss with squared areas (Milletari et al., 3DV 2016), per image and averaged over the images.
-
-    Images without targets are treated as in `soft_iou`.
-
-    Args:
-        logits: (B, 1, H, W).
-        targets: (B, 1, H, W) in [0, 1].
-        weights: (B, 1, H, W) >= 0.
-
-    Returns:
-        ``mean over images of 1 - (2 sum w p t + 1) / (sum w (p^2 + t^2) + 1)``, in [0, 1).
-
-    Raises:
-        ValueError: the shapes differ.
-    """
-    logits, targets, weights = _parts(logits, targets, weights)
-    p = torch.sigmoid(logits)
-    overlap = 2 * (weights * p * targets).flatten(1).sum(1)
-    areas = (weights * (p * p + targets * targets)).flatten(1).sum(1)
-    return _ratio_loss(overlap, areas, weights)
+    present = (weights.flatten(1).sum(1) > 0).float()  # an image that is ignored as a whole has no say in the mean
+    loss = 1 - (overlap + SMOOTH) / (union + SMOOTH)
+    return (loss * present).sum() / present.sum().clamp(min=1)

@@ -30,7 +30,8 @@ def test_students_run_at_any_size(name, tmp_path):
             expected = network(batch).numpy()
         got = student.logits(batch.numpy())
         assert got.shape == shape
-        np.testing.assert_allclose(got, expected, atol=1e-4, rtol=0)
+        # Logits of random weights reach tens, and rounding follows the largest values that are added up.
+        np.testing.assert_allclose(got, expected, atol=1e-5 * max(10.0, float(np.abs(expected).max())), rtol=0)
 
 
 def test_metadata_and_axes(spot_onnx, spot_net):

@@ -1,12 +1,15 @@
 """Files that are no exported student are refused with a sentence."""
 
+import re
+
 import numpy as np
 import onnx
 import pytest
 import torch
 
 from fewlabel.core.errors import ModelError
-from fewlabel.deploy.runtime import OnnxStudent, sigmoid
+from fewlabel.core.radiometry import FLAT, standardise
+from fewlabel.deploy.runtime import PREPROCESSING, OnnxStudent, sigmoid
 
 
 def rewritten(path, out, change):
@@ -17,6 +20,17 @@ def rewritten(path, out, change):
     onnx.helper.set_model_props(proto, properties)
     onnx.save(proto, out)
     return out
+
+
+def test_the_recorded_formula_is_the_one_that_is_applied():
+    """Read as arithmetic, the text of the metadata gives what `standardise` gives, on both sides of its bound."""
+    value, zeros, bound = re.fullmatch(r"(.*); (zeros) where std <= (.*)", PREPROCESSING["formula"]).groups()
+    assert (value, zeros, bound) == ("(x - mean) / std", "zeros", f"{FLAT:.0e} * max|x|".replace("e-0", "e-"))
+    z = np.random.default_rng(0).standard_normal((32, 32))
+    for contrast in (0.5 * FLAT, 2 * FLAT, 1.0):
+        x = 100 * (1 + contrast * z)
+        expected = np.zeros_like(x) if x.std() <= FLAT * np.abs(x).max() else (x - x.mean()) / x.std()
+        np.testing.assert_allclose(standardise(x), expected, atol=1e-4)
 
 
 def test_missing_and_damaged_files(tmp_path, spot_onnx):

@@ -15,6 +15,7 @@ from fewlabel.data.synth.infrared import render
 from fewlabel.sam.promptable import PromptableSegmenter
 from fewlabel.scalpel.distill import TeachConfig, coarse_batch, draw_batch, losses, teach
 from fewlabel.scalpel.teacher import ScalpelTeacher, TeacherConfig, load_teacher
+from fewlabel.training.checkpoint import weights_sha256
 
 _SPEC = importlib.util.spec_from_file_location("tiny_sam", Path(__file__).parents[1] / "sam" / "tiny_sam.py")
 tiny = importlib.util.module_from_spec(_SPEC)

@@ -15,7 +15,7 @@ from fewlabel.scalpel.adapter import AdapterConfig, choose_levels
 from fewlabel.scalpel.teacher import CARD, ScalpelTeacher, TeacherConfig, load_teacher
 from fewlabel.scalpel.tiles import TILE
 from fewlabel.scalpel.transfer import predict
-from fewlabel.training.checkpoint import save_weights
+from fewlabel.training.checkpoint import save_weights, weights_sha256
 from fewlabel.training.loop import WEIGHTS
 
 _SPEC = importlib.util.spec_from_file_location("tiny_sam", Path(__file__).parents[1] / "sam" / "tiny_sam.py")

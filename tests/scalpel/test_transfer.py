@@ -1,3 +1,5 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -48,6 +50,22 @@ def scene(size=(48, 60)):
 
 
 CONFIG = PseudoConfig(gate=GateConfig(max_area_share=0.05))
+
+
+def test_memory_does_not_grow_with_the_number_of_proposals():
+    """A teacher that sees specks everywhere; a stack of their masks would take 268 MB."""
+    size = (512, 512)
+    probability = np.zeros(size, np.float32)
+    probability[::16, ::16] = 0.9
+    view = TeacherView(probability, np.zeros_like(probability))
+    tracemalloc.start()
+    try:
+        label = pseudo_label("a", probability, view, 0.5, CONFIG)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(label.accepted) + len(label.ignored) - 1 + len(label.rejected) == 1024
+    assert peak < 40e6
 
 
 def test_each_proposal_gets_its_verdict_and_reason():

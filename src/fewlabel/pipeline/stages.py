@@ -295,7 +295,9 @@ def figures(scores: Scores) -> dict[str, float]:
 def score_table(folder: Path) -> str:
     """The score table of an eval stage as plain text."""
     content = read_json(folder / "scores.json")
-    matching = next(iter(content["methods"].values()))["matching"]
+    if not content["methods"]:
+        return "no test list (img_idx/test.txt), so no student was scored"
+    matching = content["matching"]
     lines = [
         f"{'method':24s} {'IoU %':>7s} {'nIoU %':>7s} {'Pd %':>7s} {'Fa ppm':>9s}   ({matching} matching, test list)"
     ]

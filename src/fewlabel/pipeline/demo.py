@@ -8,7 +8,7 @@ from fewlabel.data.synth.dataset import write_dataset
 from fewlabel.pipeline.run import Run
 from fewlabel.recipe import load_recipe, with_root
 
-TRAIN, TEST, SIZE, SEED = 80, 40, 128, 7
+TRAIN, TEST, SIZE, SEED = 60, 30, 128, 7
 
 
 def run_demo(out: Path) -> None:

@@ -64,7 +64,8 @@ def test_hash_sees_every_weight_buffer_name_type_and_shape():
     model = make()
     digest = weights_sha256(model)
     assert digest == weights_sha256(make()) and len(digest) == 64
-    assert weights_sha256(copy.deepcopy(model).to(memory_format=torch.contiguous_format)) == digest, "layout is no value"
+    relaid = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
+    assert weights_sha256(relaid) == digest, "the layout in memory is no value"
     for name, value in model.state_dict().items():
         other = copy.deepcopy(model)
         with torch.no_grad():

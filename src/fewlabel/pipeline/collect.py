@@ -25,7 +25,7 @@ from fewlabel.scalpel.teacher import ScalpelTeacher, load_teacher
 from fewlabel.students.predict import predict
 from fewlabel.training.loop import LOG
 
-UNLABELLED_EXAMPLES, TEST_EXAMPLES, ROUTER_IMAGES = 5, 3, 8
+UNLABELLED_EXAMPLES, TEST_EXAMPLES, ROUTER_IMAGES, ROUTER_TILES = 5, 3, 8, 16
 METHOD_NOTE = (
     "The method follows the idea of Scalpel-SAM (arXiv 2512.22483), whose full text is not public to us; operators,"
     " router and losses are fewlabel's own design."
@@ -140,9 +140,10 @@ def _router(folder: RunFolder, dataset: Dataset, split: Split, teacher: ScalpelT
         return None
     seen: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
     for id in spread(split.train, ROUTER_IMAGES):
-        transfer.predict(teacher, standardise(dataset.image(id).grey()), "one")
-        for level, (image_gate, token_gate) in teacher.adapter.gates.items():
-            seen.setdefault(str(level), []).append((image_gate.mean(0).numpy(), token_gate.mean(0).numpy()))
+        # All tiles of an image in one forward pass: the adapter remembers the gates of the last one.
+        transfer.predict(teacher, standardise(dataset.image(id).grey()), "one", batch=ROUTER_TILES)
+        for level, (image_gate, final_gate) in teacher.adapter.gates.items():
+            seen.setdefault(str(level), []).append((image_gate.mean(0).numpy(), final_gate.mean(0).numpy()))
     levels = {
         level: (np.mean([gate for gate, _ in gates], axis=0).tolist(), np.mean([gate for _, gate in gates], 0).tolist())
         for level, gates in seen.items()

@@ -10,13 +10,11 @@ from fewlabel.core.files import sha256_file, sha256_json
 from fewlabel.core.radiometry import standardise
 from fewlabel.data.augment import Patch
 from fewlabel.data.dataset import Dataset
-from fewlabel.data.pool import patch_of_scene
+from fewlabel.data.pool import Draw, patch_of_scene
 from fewlabel.data.readers.sirst import SirstDataset
 from fewlabel.data.synth import infrared
 from fewlabel.labels.store import LabelStore, target_and_weight
 from fewlabel.sam.nano import NANO_FOLDER
-
-Draw = Callable[[int, np.random.Generator], list[Patch]]
 
 
 def open_dataset(root: Path, exclude: Iterable[str] = (), *, strict: bool = True) -> Dataset:

@@ -51,7 +51,6 @@ class CheckReport:
         targets: Number of targets (8-connected components) over all masks.
         target_areas: Number of targets by area in pixels, by the edges `AREA_EDGES`: ``"1"``, ``"2-4"`` to ``"81+"``.
         without_targets: Ids of images whose mask is empty.
-        constant: Ids of images that hold one value only.
         rejected: What cannot be used, and why; one entry per problem.
         areas: Median target area in pixels of every image with a mask, 0 without targets: `make_split` takes it.
     """
@@ -66,7 +65,6 @@ class CheckReport:
     targets: int
     target_areas: dict[str, int]
     without_targets: tuple[str, ...]
-    constant: tuple[str, ...]
     rejected: tuple[Problem, ...]
     areas: dict[str, float]
 
@@ -84,7 +82,7 @@ class CheckReport:
             f"sizes: {_span(self.heights)} rows, {_span(self.widths)} columns (smallest, median, largest)",
             f"stored as: {'; '.join(f'{count} x {kind}' for kind, count in self.stored.items()) or 'nothing'}",
             f"targets: {self.targets}" + (f" ({area})" if area else ""),
-            f"images without targets: {_named(self.without_targets)}, images of one value: {_named(self.constant)}",
+            f"images without targets: {_named(self.without_targets)}",
             f"rejected: {len(self.rejected)}",
         ]
 
@@ -96,7 +94,6 @@ class _Finding:
     id: str
     size: tuple[int, int] = (0, 0)
     stored: str = ""
-    constant: bool = False
     areas: np.ndarray | None = None
     problem: Problem | None = None
 
@@ -166,8 +163,10 @@ def _look(dataset: Dataset, require_masks: frozenset[str], id: str) -> _Finding:
         )
         return _Finding(id, problem=Problem(id, path, reason))
     low = image.pixels.min(axis=(1, 2))
-    constant = bool((low == image.pixels.max(axis=(1, 2))).all())
-    return _Finding(id, (image.height, image.width), _stored(image), constant, areas)
+    if (low == image.pixels.max(axis=(1, 2))).all():
+        reason = f"{path} holds one value only ({low[0]:g}), so there is nothing to learn or to find in it: remove it."
+        return _Finding(id, problem=Problem(id, path, reason))
+    return _Finding(id, (image.height, image.width), _stored(image), areas)
 
 
 def _report(dataset: Dataset, good: list[_Finding], problems: tuple[Problem, ...]) -> CheckReport:
@@ -187,7 +186,6 @@ def _report(dataset: Dataset, good: list[_Finding], problems: tuple[Problem, ...
         targets=len(areas),
         target_areas={_label(i): int((bins == i).sum()) for i in range(len(AREA_EDGES))},
         without_targets=tuple(id for id, values in masked.items() if not len(values)),
-        constant=tuple(finding.id for finding in good if finding.constant),
         rejected=problems,
         areas={id: float(np.median(values)) if len(values) else 0.0 for id, values in masked.items()},
     )

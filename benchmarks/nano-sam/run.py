@@ -274,7 +274,7 @@ def page(card: dict[str, Any]) -> str:
         "",
         card["what"],
         "",
-        f"* Data: {card['data']}",
+        f"* Data: {card['data'][0].lower()}{card['data'][1:]}",
         f"* Training: {training['steps']} steps of {options.get('batch')} images, seed {training.get('seed')}, "
         f"{training['seconds'] / 60:.0f} minutes on {training.get('device')} ({training.get('machine')}), "
         f"{training.get('date')}. Made again by `fewlabel pretrain`.",
@@ -292,7 +292,15 @@ def page(card: dict[str, Any]) -> str:
         lines.append(
             f"| {name} | {row['targets']} | {row['median_area']:g} | {' | '.join(f'{v:.1f}' for v in values)} |"
         )
+    for prompt in ("click", "box"):
+        better = [name for name, row in card["figures"].items() if beaten(row, prompt)]
+        lines += ["", f"With one {prompt}, the better of the rules beats nano-SAM on: {', '.join(better) or 'no set'}."]
     return "\n".join(lines) + "\n"
+
+
+def beaten(row: dict[str, Any], prompt: str) -> bool:
+    """Whether a rule that is given the same prompt has the higher mean IoU."""
+    return max(v for rule, v in row["rules"].items() if rule.startswith(prompt)) > row["nano-sam"][prompt]
 
 
 def main() -> None:

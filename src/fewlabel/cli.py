@@ -1,12 +1,14 @@
 """The command line: one thin function per command, heavy imports inside, so that help is instant."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from fewlabel.core.errors import FewlabelError
+from fewlabel.core.errors import FewlabelError, RunError
 
 app = typer.Typer(
     name="fewlabel",
@@ -22,6 +24,8 @@ Sets = Annotated[list[str] | None, typer.Option("--set", help="Change a value, a
 Redo = Annotated[bool, typer.Option("--redo", help="Replace stages that other settings made.")]
 KeepGoing = Annotated[bool, typer.Option("--keep-going", help="List unusable images in rejected.csv and go on.")]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads; the library's choice by default.")]
+
+Device = Annotated[str, typer.Option("--device", help="cpu, cuda, ...; auto takes a GPU where there is one.")]
 
 
 @app.callback()
@@ -42,48 +46,82 @@ def _execute(
     redo: bool,
     keep_going: bool,
     threads: int | None,
+    device: str,
 ) -> None:
     """Run the stages of a recipe up to and including one."""
     from fewlabel.pipeline.folder import STAGES
     from fewlabel.pipeline.run import Run
     from fewlabel.recipe import load_recipe
 
-    if threads is not None:
-        import torch
-
-        torch.set_num_threads(threads)
     settings = load_recipe(recipe, tuple(sets or ()))
-    run = Run(settings, out or Path("runs") / settings.name, keep_going=keep_going, redo=redo)
-    try:
+    folder = out or Path("runs") / settings.name
+    run = Run(settings, folder, keep_going=keep_going, redo=redo, device=_prepare(threads, device))
+    with _stoppable():
         run.execute(next(stage for stage in STAGES if stage == until))
+
+
+def _prepare(threads: int | None, device: str) -> str:
+    """Set the number of CPU threads and choose the device: `auto` is the GPU where there is one."""
+    import torch
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError):
+        raise RunError(
+            f"Device {device!r} cannot be used here; give cpu, cuda, cuda:1 or leave --device out."
+        ) from None
+    return device
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Turn Ctrl-C and SIGTERM, after which the state has been saved, into a sentence and status 130."""
+    try:
+        yield
     except KeyboardInterrupt:
         print("fewlabel: stopped; the same command goes on from here.", file=sys.stderr)
         raise typer.Exit(130) from None
 
 
-@app.command()
-def run(
-    recipe: RecipePath,
-    out: Out = None,
-    sets: Sets = None,
-    redo: Redo = False,
-    keep_going: KeepGoing = False,
-    threads: Threads = None,
-) -> None:
-    """Do every stage of a recipe, from check to report; a stage that is done is skipped."""
-    _execute("report", recipe, out, sets, redo, keep_going, threads)
+STAGE_COMMANDS = {
+    "run": ("report", "Do every stage of a recipe, from check to report; a stage that is done is skipped."),
+    "split": ("split", "Choose the labelled, validation and unlabelled images."),
+    "teach": ("teach", "Adapt SAM into an expert teacher on the labelled images."),
+    "label": ("label", "Let the teacher label the unlabelled images."),
+    "train": ("train", "Train the student on labels and pseudo-labels."),
+    "baselines": ("baselines", "Train the baselines that the recipe compares with; needs no teacher."),
+    "eval": ("eval", "Score the students on the test list."),
+    "report": ("report", "Write report.html: scores, curves, priors, router weights, pseudo-labels and results."),
+}
+
+
+def _add_stage_command(name: str, until: str, help: str) -> None:
+    """Register one command of the form `fewlabel NAME RECIPE`; all take the same options."""
+
+    @app.command(name, help=help)
+    def command(
+        recipe: RecipePath,
+        out: Out = None,
+        sets: Sets = None,
+        redo: Redo = False,
+        keep_going: KeepGoing = False,
+        threads: Threads = None,
+        device: Device = "auto",
+    ) -> None:
+        _execute(until, recipe, out, sets, redo, keep_going, threads, device)
 
 
 @app.command()
-def demo(out: Out = None, threads: Threads = None) -> None:
+def demo(out: Out = None, threads: Threads = None, device: Device = "auto") -> None:
     """Run the main job on rendered infrared scenes with the embedded nano-SAM."""
-    import torch
-
     from fewlabel.pipeline.demo import run_demo
 
-    if threads is not None:
-        torch.set_num_threads(threads)
-    run_demo(out or Path("runs") / "demo")
+    with _stoppable():
+        run_demo(out or Path("runs") / "demo", device=_prepare(threads, device))
 
 
 @app.command()
@@ -93,101 +131,20 @@ def check(
     sets: Sets = None,
     redo: Redo = False,
     keep_going: KeepGoing = False,
-    threads: Threads = None,
 ) -> None:
     """Decode every image and mask once and say what is there and what is wrong."""
-    if data.is_dir():
-        from fewlabel.pipeline.run import check_folder
+    if not data.is_dir():
+        _execute("check", data, out, sets, redo, keep_going, None, "cpu")
+        return
+    from fewlabel.pipeline.run import check_folder
 
-        check_folder(data, keep_going=keep_going, out=out)
-    else:
-        _execute("check", data, out, sets, redo, keep_going, threads)
-
-
-@app.command()
-def split(
-    recipe: RecipePath, out: Out = None, sets: Sets = None, redo: Redo = False, keep_going: KeepGoing = False
-) -> None:
-    """Choose the labelled, validation and unlabelled images."""
-    _execute("split", recipe, out, sets, redo, keep_going, None)
+    if sets or redo:
+        raise RunError(f"--set and --redo belong to a recipe, but {data} is a folder; leave them out.")
+    check_folder(data, keep_going=keep_going, out=out)
 
 
-@app.command()
-def teach(
-    recipe: RecipePath,
-    out: Out = None,
-    sets: Sets = None,
-    redo: Redo = False,
-    keep_going: KeepGoing = False,
-    threads: Threads = None,
-) -> None:
-    """Adapt SAM into an expert teacher on the labelled images."""
-    _execute("teach", recipe, out, sets, redo, keep_going, threads)
-
-
-@app.command()
-def label(
-    recipe: RecipePath,
-    out: Out = None,
-    sets: Sets = None,
-    redo: Redo = False,
-    keep_going: KeepGoing = False,
-    threads: Threads = None,
-) -> None:
-    """Let the teacher label the unlabelled images."""
-    _execute("label", recipe, out, sets, redo, keep_going, threads)
-
-
-@app.command()
-def train(
-    recipe: RecipePath,
-    out: Out = None,
-    sets: Sets = None,
-    redo: Redo = False,
-    keep_going: KeepGoing = False,
-    threads: Threads = None,
-) -> None:
-    """Train the student on labels and pseudo-labels."""
-    _execute("train", recipe, out, sets, redo, keep_going, threads)
-
-
-@app.command()
-def baselines(
-    recipe: RecipePath,
-    out: Out = None,
-    sets: Sets = None,
-    redo: Redo = False,
-    keep_going: KeepGoing = False,
-    threads: Threads = None,
-) -> None:
-    """Train the baselines that the recipe compares with; needs no teacher."""
-    _execute("baselines", recipe, out, sets, redo, keep_going, threads)
-
-
-@app.command("eval")
-def evaluate(
-    recipe: RecipePath,
-    out: Out = None,
-    sets: Sets = None,
-    redo: Redo = False,
-    keep_going: KeepGoing = False,
-    threads: Threads = None,
-) -> None:
-    """Score the students on the test list."""
-    _execute("eval", recipe, out, sets, redo, keep_going, threads)
-
-
-@app.command()
-def report(
-    recipe: RecipePath,
-    out: Out = None,
-    sets: Sets = None,
-    redo: Redo = False,
-    keep_going: KeepGoing = False,
-    threads: Threads = None,
-) -> None:
-    """Write report.html: scores, curves, priors, router weights, pseudo-labels and results."""
-    _execute("report", recipe, out, sets, redo, keep_going, threads)
+for _name, (_until, _help) in STAGE_COMMANDS.items():
+    _add_stage_command(_name, _until, _help)
 
 
 @app.command()
@@ -226,16 +183,15 @@ def pretrain(
     steps: Annotated[int | None, typer.Option("--steps", min=1, help="Optimiser steps; the card's by default.")] = None,
     seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
     threads: Threads = None,
+    device: Device = "auto",
 ) -> None:
     """Train nano-SAM on rendered infrared scenes and objects with SAM's recipe."""
-    import torch
-
+    chosen = _prepare(threads, device)
     from fewlabel.sam.pretrain import PretrainConfig, pretrain
 
-    if threads is not None:
-        torch.set_num_threads(threads)
     config = PretrainConfig() if steps is None else PretrainConfig(steps=steps)
-    result = pretrain(config, out, seed=seed)
+    with _stoppable():
+        result = pretrain(config, out, seed=seed, device=chosen)
     print(f"nano-SAM: {result.steps} steps in {result.seconds:.0f} s, weights in {result.folder}")
 
 

@@ -11,11 +11,12 @@ from fewlabel.recipe import load_recipe, with_root
 TRAIN, TEST, SIZE, SEED = 60, 30, 128, 7
 
 
-def run_demo(out: Path) -> None:
+def run_demo(out: Path, *, device: str = "cpu") -> None:
     """Render a small data set, then run the embedded demo recipe on it.
 
     Args:
         out: Run folder; the images go to `OUT/data/DEMO`.
+        device: Where the networks train and label.
 
     Raises:
         RunError: `out` is a folder of something else.
@@ -27,4 +28,4 @@ def run_demo(out: Path) -> None:
         write_dataset(data, train=TRAIN, test=TEST, seed=SEED, size=SIZE)
     with as_file(files("fewlabel") / "recipes" / "demo.yaml") as path:
         recipe = with_root(load_recipe(path), data)
-    Run(recipe, out).execute("report")
+    Run(recipe, out, device=device).execute("report")

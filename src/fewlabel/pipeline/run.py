@@ -27,12 +27,14 @@ class Run:
         path: The run folder; made when missing.
         keep_going: Quarantine unusable images instead of stopping at the first.
         redo: Replace stages that other settings made.
+        device: Where the networks train and label; does not count as a setting.
     """
 
     recipe: Recipe
     path: Path
     keep_going: bool = False
     redo: bool = False
+    device: str = "cpu"
 
     @property
     def folder(self) -> RunFolder:
@@ -91,7 +93,7 @@ class Run:
 
         def check_inputs() -> Any:
             masks_needed = recipe.split.fraction is not None
-            return [recipe.data.format, inventory(recipe.data.root), self.keep_going, masks_needed]
+            return [recipe.data.format, inventory(recipe.data.root), masks_needed]
 
         def split_inputs() -> Any:
             return [settings("split")(), "all-labels" in recipe.student.compare]
@@ -129,14 +131,15 @@ class Run:
         return str(manifest["fingerprint"])
 
     def _teach(self, out: Path) -> None:
-        stages.teach_teacher(self.recipe, self.dataset, self.split, out, inputs=self._fingerprint("split"))
+        inputs = self._fingerprint("split")
+        stages.teach_teacher(self.recipe, self.dataset, self.split, out, inputs=inputs, device=self.device)
 
     def _label(self, out: Path) -> None:
-        teacher = self.folder.stage("teach")
-        stages.label(self.recipe, self.dataset, self.split, teacher, out, inputs=self._fingerprint("teach"))
+        teacher, inputs = self.folder.stage("teach"), self._fingerprint("teach")
+        stages.label(self.recipe, self.dataset, self.split, teacher, out, inputs=inputs, device=self.device)
 
     def _synthetic(self, out: Path) -> None:
-        stages.train_synthetic(self.recipe, out)
+        stages.train_synthetic(self.recipe, out, device=self.device)
 
     def _train(self, out: Path) -> None:
         self._train_methods(("fewlabel",), out, inputs=self._fingerprint("label"))
@@ -149,7 +152,7 @@ class Run:
         for method in methods:
             pool = stages.method_pool(method, self.recipe, self.dataset, self.split, labels)
             held_out = stages.validation_pairs(self.dataset, self.split)
-            stages.train_method(method, self.recipe, pool, held_out, start, out, inputs=inputs)
+            stages.train_method(method, self.recipe, pool, held_out, start, out, inputs=inputs, device=self.device)
 
     def _eval(self, out: Path) -> None:
         stages.evaluate(self.recipe, self.dataset, self.split, self.folder, out)

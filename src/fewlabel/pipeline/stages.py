@@ -89,7 +89,7 @@ def split(recipe: Recipe, dataset: Dataset, areas: dict[str, float], out: Path) 
     made.save(out / "split.json")
 
 
-def teach_teacher(recipe: Recipe, dataset: Dataset, split: Split, out: Path, *, inputs: str) -> None:
+def teach_teacher(recipe: Recipe, dataset: Dataset, split: Split, out: Path, *, inputs: str, device: str) -> None:
     """Adapt SAM on the labelled images; writes the teacher's weights and log."""
     pool = PatchPool([(1.0, loaders(dataset, split.train))])
     held_out = validation_pairs(dataset, split)
@@ -104,15 +104,18 @@ def teach_teacher(recipe: Recipe, dataset: Dataset, split: Split, out: Path, *, 
         recipe.teach,
         out,
         seed=recipe.seed,
+        device=device,
         validate=validate if held_out else None,
         validate_every=max(recipe.teach.steps // CURVE_POINTS, 1),
         fingerprint=inputs,
     )
 
 
-def label(recipe: Recipe, dataset: Dataset, split: Split, teach_folder: Path, out: Path, *, inputs: str) -> None:
+def label(
+    recipe: Recipe, dataset: Dataset, split: Split, teach_folder: Path, out: Path, *, inputs: str, device: str
+) -> None:
     """Label the unlabelled images with the teacher; writes the label store, threshold.json and summary.json."""
-    teacher = load_teacher(teach_folder)
+    teacher = load_teacher(teach_folder).to(device)
     chosen = out / "threshold.json"
     if not chosen.is_file():
         write_json(chosen, {"threshold": choose_threshold(recipe, teacher, validation_pairs(dataset, split))})
@@ -132,7 +135,7 @@ def choose_threshold(recipe: Recipe, teacher: nn.Module, held_out: list[tuple[np
     )
 
 
-def train_synthetic(recipe: Recipe, out: Path) -> None:
+def train_synthetic(recipe: Recipe, out: Path, *, device: str) -> None:
     """Train the student on rendered scenes; writes weights and log, or nothing when the recipe asks for none."""
     section = recipe.student
     if not section.synthetic_steps:
@@ -144,6 +147,7 @@ def train_synthetic(recipe: Recipe, out: Path) -> None:
         out,
         seed=recipe.seed,
         label="student on rendered scenes",
+        device=device,
     )
 
 
@@ -156,6 +160,7 @@ def train_method(
     out: Path,
     *,
     inputs: str,
+    device: str,
 ) -> None:
     """Train the student by one method; writes its folder with weights and log.
 
@@ -167,6 +172,7 @@ def train_method(
         synthetic: Folder of the student trained on rendered scenes.
         out: Parent of the method's folder.
         inputs: Fingerprint of the data.
+        device: Where to train.
 
     """
     student = fresh_student(recipe)
@@ -183,6 +189,7 @@ def train_method(
         out / method,
         seed=recipe.seed,
         label=f"student {method}",
+        device=device,
         validate=validate if held_out else None,
         validate_every=max(recipe.student.training.steps // CURVE_POINTS, 1),
         fingerprint=sha256_json([method, inputs]),

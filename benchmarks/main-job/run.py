@@ -51,7 +51,7 @@ def rounded(scores: dict[str, float | None]) -> dict[str, float | None]:
     return {key: None if scores[key] is None else round(scores[key], 2) for key in ("IoU", "nIoU", "Pd", "Fa")}
 
 
-def write_records(recipe: Recipe, folder: RunFolder, commit: str) -> None:
+def write_records(recipe: Recipe, folder: RunFolder, commit: str, device: str) -> None:
     """One record per method of a finished run."""
     scored = read_json(folder.stage("eval") / "scores.json")
     seconds = {stage: (folder.manifest(stage) or {}).get("seconds", 0.0) for stage in ("teach", "label", "synthetic")}
@@ -72,7 +72,7 @@ def write_records(recipe: Recipe, folder: RunFolder, commit: str) -> None:
             "matching": scores["matching"],
             "seconds": round(seconds_of(folder, method) + before, 1),
             "peak_rss_mb": trained["peak_rss_mb"],
-            "device": f"cpu-{os.cpu_count()}",
+            "device": f"cpu-{os.cpu_count()}" if device == "cpu" else device,
             "machine": trained["machine"],
             "torch": trained["machine"].rsplit(" ", 1)[-1],
             "commit": commit,
@@ -88,7 +88,7 @@ def write_records(recipe: Recipe, folder: RunFolder, commit: str) -> None:
         write_json(record_path(recipe.data.root.name, method, recipe.seed), record)
 
 
-def run_seed(data: Path, seed: int, until: str, runs: Path, extra: tuple[str, ...]) -> int:
+def run_seed(data: Path, seed: int, until: str, runs: Path, device: str, extra: tuple[str, ...]) -> int:
     """Run one seed in a process of its own, with one thread, and write its records."""
     recipe = load_recipe(RECIPE, overrides(data, seed) + extra)
     if all(record_path(data.name, method, seed).is_file() for method in recipe.methods):
@@ -96,6 +96,7 @@ def run_seed(data: Path, seed: int, until: str, runs: Path, extra: tuple[str, ..
         return 0
     out = runs / f"{data.name}-seed{seed}"
     command = [sys.executable, "-m", "fewlabel.cli", until, str(RECIPE), "--out", str(out), "--threads", "1"]
+    command += ["--device", device]
     for change in overrides(data, seed) + extra:
         command += ["--set", change]
     out.mkdir(parents=True, exist_ok=True)
@@ -103,9 +104,9 @@ def run_seed(data: Path, seed: int, until: str, runs: Path, extra: tuple[str, ..
         status = subprocess.run(command, stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": "1"}).returncode
     if status == 0 and until == "report":
         commit = subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE
+            ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=HERE
         ).stdout
-        write_records(recipe, RunFolder(out), commit.strip())
+        write_records(recipe, RunFolder(out), commit.strip(), device)
     print(f"{data.name} seed {seed}: {'done' if status == 0 else f'ended with status {status}, see {out}/stdout.log'}")
     return status
 
@@ -117,11 +118,12 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="seeds side by side, one thread each")
     parser.add_argument("--until", default="report", help="stop after a stage, say baselines; records need report")
     parser.add_argument("--runs", type=Path, default=Path("runs/main-job"), help="where the run folders go")
+    parser.add_argument("--device", default="cpu", help="where the networks train and label")
     parser.add_argument("--set", action="append", default=[], help="further changes to the recipe")
     options = parser.parse_args()
     with ThreadPoolExecutor(options.jobs) as pool:
         jobs = [
-            pool.submit(run_seed, options.data, seed, options.until, options.runs, tuple(options.set))
+            pool.submit(run_seed, options.data, seed, options.until, options.runs, options.device, tuple(options.set))
             for seed in options.seeds
         ]
         sys.exit(max(job.result() for job in jobs))

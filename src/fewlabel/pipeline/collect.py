@@ -75,8 +75,8 @@ def _facts(recipe: Recipe, dataset: Dataset, split: Split) -> DataFacts:
         validation=len(split.validation),
         unlabelled=len(split.unlabelled),
         test=len(split.test),
-        fraction=(len(split.train) + len(split.validation)) / total,
-        seed=recipe.seed,
+        fraction=recipe.split.fraction or round(len(split.labelled) / total, 4),
+        seed=recipe.split.seed,
         targets=sum(len(dataset.labelled(id).instances) for id in split.train),
     )
 

@@ -26,11 +26,11 @@ class DataFacts:
     Attributes:
         name: Name of the data set.
         labelled: Images whose human labels trained the teacher and the student.
-        validation: Labelled images held back to choose checkpoints and thresholds.
+        validation: Labelled images held back: the threshold is chosen on them, and the curves show them.
         unlabelled: Images used without their labels.
         test: Images that the scores are measured on.
         fraction: Labelled (and validation) share of the training images, in (0, 1].
-        seed: Seed of the split and of the trainings.
+        seed: Seed of the split.
         targets: Targets in the labelled images, or None when not counted.
     """
 

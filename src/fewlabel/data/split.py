@@ -16,7 +16,6 @@ import numpy as np
 
 from fewlabel.core.errors import DataError, RecipeError
 from fewlabel.core.files import read_json, sha256_json, write_json
-from fewlabel.data.dataset import Dataset
 
 STRATA = 4
 """Groups of equal count by target size; images without a target form one more."""
@@ -131,24 +130,6 @@ def make_split(
     unlabelled = tuple(sorted(set(ids) - set(order[:count])))
     split = Split(seed, fraction, train, validation, unlabelled, tuple(test_ids), "")
     return Split(**{**asdict(split), "sha256": _hash(split)})
-
-
-def verify(split: Split, dataset: Dataset) -> list[str]:
-    """What changed in a data set since its split was made.
-
-    Returns:
-        One sentence per kind of change; empty if the split still describes the data set.
-    """
-    training, planned = set(dataset.train_ids), {*split.labelled, *split.unlabelled}
-    test, held = set(dataset.test_ids), set(split.test)
-    changes = [
-        ("are in the split but no longer training images", planned - training),
-        ("are training images that the split does not know", training - planned),
-        ("are in the split's test part but no longer test images", held - test),
-        ("are test images that the split does not know", test - held),
-        ("are labelled in the split but have no mask", {id for id in split.labelled if not dataset.has_mask(id)}),
-    ]
-    return [f"{len(ids)} ids of {dataset.name} {what}: {_some(ids)}." for what, ids in changes if ids]
 
 
 def _stratified_order(ids: list[str], areas: np.ndarray, rng: np.random.Generator) -> tuple[list[str], list[int]]:

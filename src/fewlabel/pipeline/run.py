@@ -6,10 +6,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from fewlabel.core.errors import DataError, RunError
+from fewlabel.core.errors import RunError
 from fewlabel.core.files import read_json, write_text
 from fewlabel.data.dataset import Dataset
-from fewlabel.data.split import Split, verify
+from fewlabel.data.split import Split
 from fewlabel.pipeline import stages
 from fewlabel.pipeline.collect import collect
 from fewlabel.pipeline.folder import RunFolder, Stage, plan
@@ -54,11 +54,7 @@ class Run:
     @cached_property
     def split(self) -> Split:
         """Which images are labelled, held out, unlabelled and for testing."""
-        path = self.folder.stage("split") / "split.json"
-        found = Split.load(path)
-        if changes := verify(found, self.dataset):
-            raise DataError(f"{path} does not fit the data any more ({' '.join(changes)}); run again with --redo.")
-        return found
+        return Split.load(self.folder.stage("split") / "split.json")
 
     def execute(self, until: Stage = "report") -> None:
         """Do a stage and all that it rests on; a stage that is done is skipped.

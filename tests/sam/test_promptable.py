@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fewlabel.core.errors import ModelError
-from fewlabel.sam.promptable import PAD_LABEL, Frame, PromptableSegmenter, _bilinear_matrix
+from fewlabel.sam.frames import Frame, bilinear_matrix
+from fewlabel.sam.promptable import PAD_LABEL, PromptableSegmenter
 
 ODD = (37, 53)
 sizes = st.tuples(st.integers(1, 700), st.integers(1, 700))
@@ -270,8 +271,8 @@ def test_prompted_cell_contains_the_point(segmenters, size, row, column):
 
 @settings(deadline=None, max_examples=30)
 @given(length=st.integers(1, 80), cells=st.integers(1, 40))
-def test_bilinear_matrix_is_interpolation(length, cells):
+def testbilinear_matrix_is_interpolation(length, cells):
     low = torch.rand(1, 1, cells, cells)
-    matrix = _bilinear_matrix(length, cells / length, low, 0)
+    matrix = bilinear_matrix(length, cells / length, low, 0)
     expected = F.interpolate(low, size=(length, length), mode="bilinear")
     torch.testing.assert_close((matrix @ low @ matrix.T), expected, atol=1e-5, rtol=1e-5)

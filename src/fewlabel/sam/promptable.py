@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fewlabel.core.errors import ModelError
+from fewlabel.sam.frames import Frame, bilinear_matrix
 
 MEAN = (0.485, 0.456, 0.406)  # ImageNet statistics, as both families were trained with
 STD = (0.229, 0.224, 0.225)
@@ -33,34 +34,6 @@ class Embedding:
 
     features: list[Tensor]
     size: tuple[int, int]
-
-
-@dataclass(frozen=True)
-class Frame:
-    """How an image of one size lies in the square input of the network.
-
-    Attributes:
-        size: `(H, W)` of the image.
-        content: `(h, w)` rows and columns of the frame that the resized image covers, from the top left corner.
-        side: Side of the frame.
-    """
-
-    size: tuple[int, int]
-    content: tuple[int, int]
-    side: int
-
-    @classmethod
-    def of(cls, size: tuple[int, int], side: int, keep_aspect: bool) -> "Frame":
-        """Frame of an image: aspect kept and padded bottom and right (SAM), or squashed to the square (SAM 2)."""
-        if not keep_aspect:
-            return cls(size, (side, side), side)
-        scale = side / max(size)
-        return cls(size, (max(1, round(size[0] * scale)), max(1, round(size[1] * scale))), side)
-
-    def points(self, xy: Tensor) -> Tensor:
-        """Map continuous image coordinates `(..., 2)` xy to continuous frame coordinates."""
-        scale = xy.new_tensor([self.content[1] / self.size[1], self.content[0] / self.size[0]])
-        return xy * scale
 
 
 class PromptableSegmenter(nn.Module):
@@ -257,7 +230,7 @@ class PromptableSegmenter(nn.Module):
             flat = low.reshape(-1, 1, *low.shape[-2:])
             return F.interpolate(flat, size=size, mode="bilinear").reshape(*low.shape[:-2], *size)
         rows, columns = (
-            _bilinear_matrix(size[axis], frame.content[axis] / size[axis] * low.shape[axis - 2] / frame.side, low, axis)
+            bilinear_matrix(size[axis], frame.content[axis] / size[axis] * low.shape[axis - 2] / frame.side, low, axis)
             for axis in (0, 1)
         )
         return rows @ low @ columns.T
@@ -333,15 +306,3 @@ class PromptableSegmenter(nn.Module):
                 f"points, boxes and masks name {sorted(counts)} prompts per image; give the same P to each."
             )
         return counts.pop() if counts else 1
-
-
-def _bilinear_matrix(length: int, scale: float, low: Tensor, axis: int) -> Tensor:
-    """Interpolation weights `(length, n)` from the n cells of one axis of `low` to `length` pixels.
-
-    Pixel i's centre lies at cell coordinate (i + 0.5) * scale - 0.5, clamped to the outermost cell centres, which is
-    `F.interpolate(mode="bilinear", align_corners=False)` with a scale that need not be a ratio of integers.
-    """
-    cells = int(low.shape[axis - 2])
-    centre = ((torch.arange(length, device=low.device, dtype=torch.float64) + 0.5) * scale - 0.5).clamp(0, cells - 1)
-    grid = torch.arange(cells, device=low.device, dtype=torch.float64)
-    return (1.0 - (centre[:, None] - grid).abs()).clamp_min(0.0).to(low.dtype)

@@ -4,14 +4,18 @@
 
 Writes one JSON per cell under benchmarks/synth/results/; a cell that exists is not measured again without --force.
 `images_per_second` counts the processor time of this process alone (one thread), so that a busy machine does not blur
-it; `wall_seconds` is what the clock said. The cell `field` also times the textbook way of making one power-law field
-(complex128 white noise, numpy FFT, frequencies computed anew) in the same run as its baseline.
+it; `wall_seconds` is what the clock said.
+
+The cell `coco` writes whole data sets of 20 images in COCO's format: rendering, PNG files and annotations. The cell
+`field` also times the textbook way of making one power-law field (complex128 white noise, numpy FFT, frequencies
+computed anew) in the same run as its baseline.
 """
 
 import argparse
 import os
 import platform
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable
 from datetime import date
@@ -26,13 +30,15 @@ import scipy  # noqa: E402
 from fewlabel.core.files import write_json  # noqa: E402
 from fewlabel.data.synth import infrared, objects  # noqa: E402
 from fewlabel.data.synth.fields import power_law  # noqa: E402
+from fewlabel.data.synth.objects_coco import write_coco_dataset  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results"
+SET = 20  # images in a data set of the cell `coco`
 
 
-def measure(make: Callable[[np.random.Generator], object], images: int) -> tuple[float, float]:
-    """Processor seconds and wall seconds for `images` calls of `make`, after ten calls to fill the caches."""
-    for k in range(10):
+def measure(make: Callable[[np.random.Generator], object], images: int, before: int = 10) -> tuple[float, float]:
+    """Processor seconds and wall seconds for `images` calls of `make`, after some to fill the caches."""
+    for k in range(before):
         make(np.random.default_rng([0, k]))
     wall, busy = time.perf_counter(), time.process_time()
     for k in range(images):
@@ -46,6 +52,13 @@ def textbook_field(rng: np.random.Generator, size: int) -> np.ndarray:
     f[0, 0] = np.inf
     field = np.fft.ifft2(np.fft.fft2(rng.standard_normal((size, size))) * f**-1.5).real
     return (field - field.mean()) / field.std()
+
+
+def write_coco(rng: np.random.Generator, size: int) -> int:
+    """Write a COCO data set to a scratch folder; returns its number of images."""
+    with tempfile.TemporaryDirectory() as scratch:
+        write_coco_dataset(Path(scratch) / "set", SET, int(rng.integers(1 << 31)), size=size)
+    return SET
 
 
 def machine() -> str:
@@ -74,6 +87,7 @@ def main() -> None:
     cells: dict[str, Callable[[np.random.Generator], object]] = {
         "infrared": lambda rng: infrared.render(rng, options.size),
         "objects": lambda rng: objects.render(rng, options.size),
+        "coco": lambda rng: write_coco(rng, options.size),
         "field": lambda rng: power_law(rng, (options.size, options.size), 3.0),
     }
     for cell, make in cells.items():
@@ -81,13 +95,15 @@ def main() -> None:
         if path.exists() and not options.force:
             print(f"{path.name} exists")
             continue
-        seconds, wall = measure(make, options.images)
+        each = SET if cell == "coco" else 1  # images of one call
+        calls = max(1, options.images // each)
+        seconds, wall = measure(make, calls, 1 if cell == "coco" else 10)
         record: dict[str, object] = {
             "benchmark": "speed-synth",
             "method": cell,
             "size": [options.size, options.size],
-            "images": options.images,
-            "images_per_second": round(options.images / seconds, 1),
+            "images": calls * each,
+            "images_per_second": round(calls * each / seconds, 1),
             "seconds": round(seconds, 3),
             "wall_seconds": round(wall, 3),
             "threads": 1,

@@ -4,7 +4,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fewlabel.core.errors import DataError
-from fewlabel.data.synth.objects import STYLES, ObjectsConfig, render
+from fewlabel.data.synth.objects import MOST_OF_WHOLE, ObjectsConfig, catalogue_for, number_visible, render
+from fewlabel.data.synth.objects_kinds import STYLES
+from fewlabel.data.synth.objects_paint import Sheet
 from fewlabel.data.synth.shapes import OUTLINES, outline
 
 
@@ -30,8 +32,65 @@ def test_any_size_gives_rgb_bytes_and_gapless_labels(height, width, seed):
     assert scene.pixels.shape == (3, height, width) and scene.pixels.dtype == np.uint8
     assert scene.pixels.flags.c_contiguous and scene.pixels.flags.writeable
     assert scene.labels.shape == (height, width) and scene.labels.dtype == np.int32
-    numbers = np.unique(scene.labels)
-    assert set(numbers) - {0} == set(range(1, numbers.max() + 1))
+    assert set(np.unique(scene.labels)) - {0} == set(range(1, len(scene.classes) + 1))
+    assert set(np.unique(scene.parts)) - {0} == set(range(1, len(scene.wholes) + 1))
+    kinds = len(scene.catalogue.kinds)
+    assert 3 <= kinds <= 10
+    assert scene.classes.dtype == np.int64 and ((scene.classes >= 0) & (scene.classes < kinds)).all()
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**31))
+def test_parts_lie_inside_their_wholes_and_leave_something_of_them(seed):
+    scene = render(rng(seed), 96, ObjectsConfig(parts=1.0))
+    for number, whole in enumerate(scene.wholes, 1):
+        part = scene.parts == number
+        assert (scene.labels[part] == whole).all()
+        assert ObjectsConfig().least_area <= part.sum() <= MOST_OF_WHOLE * (scene.labels == whole).sum()
+        assert scene.catalogue.kinds[scene.classes[whole - 1]].part is not None
+
+
+def test_parts_are_common_and_seen():
+    """Most parts differ from the rest of their wholes by more than 5 grey levels in some channel."""
+    visible = []
+    for k in range(25):
+        scene = render(rng(9, k), 128, ObjectsConfig(parts=1.0))
+        pixels = scene.pixels.astype(float)
+        for number, whole in enumerate(scene.wholes, 1):
+            part = scene.parts == number
+            rest = (scene.labels == whole) & ~part
+            visible.append(np.abs(pixels[:, part].mean(1) - pixels[:, rest].mean(1)).max() > 5)
+    assert len(visible) > 50
+    assert np.mean(visible) > 0.8
+    assert all(len(render(rng(9, k), 64, ObjectsConfig(parts=0.0)).wholes) == 0 for k in range(5))
+
+
+def test_objects_of_a_catalogue_have_its_classes_and_style():
+    catalogue = catalogue_for(rng(1), "stained", ObjectsConfig(), classes=4)
+    seen = set()
+    for k in range(15):
+        scene = render(rng(2, k), 96, catalogue=catalogue)
+        assert scene.catalogue == catalogue and scene.style == "stained"
+        seen |= set(scene.classes.tolist())
+    assert seen == set(range(4))
+
+
+def test_hidden_objects_and_parts_lose_their_numbers():
+    """Against a plain loop: an object that is covered, a part of it, and a part that is nearly all of its whole."""
+    sheet = Sheet.blank((20, 20))
+    square = np.ones((10, 10), bool)
+    half = square.copy()
+    half[5:] = False
+    everything = square.copy()
+    everything[0, :5] = False
+    sheet.add((slice(0, 10), slice(0, 10)), square, 7, half)  # object 1 with part 1: hidden by object 2
+    sheet.add((slice(0, 10), slice(0, 10)), square, 5, everything)  # object 2 with part 2: 95 of 100 pixels
+    sheet.add((slice(10, 20), slice(10, 20)), square, 3, half)  # object 3 with part 3
+    labels, classes, parts, wholes = number_visible(sheet, 12)
+    assert classes.tolist() == [5, 3] and wholes.tolist() == [2]
+    assert (labels == 1).sum() == 100 and labels[15, 15] == 2
+    assert (parts == 1).sum() == 50 and parts.max() == 1
+    assert np.array_equal(parts == 1, (sheet.parts == 3))
 
 
 @pytest.mark.parametrize("style", STYLES)

@@ -4,7 +4,7 @@ import numpy as np
 
 from fewlabel.data.synth.fields import Array, blur
 
-OUTLINES = ("ellipse", "polygon", "wavy", "ring", "bar", "noise", "nucleus")
+OUTLINES = ("ellipse", "polygon", "wavy", "ring", "bar", "noise", "nucleus", "star", "cross")
 
 
 def outline(rng: np.random.Generator, kind: str, radius: float) -> Array:
@@ -36,6 +36,12 @@ def outline(rng: np.random.Generator, kind: str, radius: float) -> Array:
         inner = rng.uniform(0.35, 0.8)
         middle, thickness = (1 + inner) / 2, (1 - inner) / 2
         return np.abs(np.hypot(u, v / np.float32(rng.uniform(0.6, 1.0))) - np.float32(middle)) / np.float32(thickness)
+    if kind == "star":
+        return _star(rng, u, v)
+    if kind == "cross":
+        arm = np.float32(max(rng.uniform(0.2, 0.4), 1.2 / radius))
+        across, down = np.abs(u), np.abs(v)
+        return np.minimum(np.maximum(across, down / arm), np.maximum(across / arm, down))
     if kind == "noise":
         rough = blur(rng.standard_normal(u.shape, dtype=np.float32), radius / 3.5)
         return np.hypot(u, v) + np.float32(0.35) * rough / (rough.std() + np.float32(1e-6))
@@ -60,3 +66,11 @@ def _polygon(rng: np.random.Generator, u: Array, v: Array) -> Array:
         edge = (u * np.float32(np.cos(normal)) + v * np.float32(np.sin(normal))) / np.float32(apothem)
         level = np.maximum(level, edge)
     return np.asarray(np.maximum(level, np.hypot(u, v) / np.float32(1.2)), np.float32)
+
+
+def _star(rng: np.random.Generator, u: Array, v: Array) -> Array:
+    """Star of 4 to 7 points: the radius of the outline falls linearly in angle from each tip to the notch beside it."""
+    points, notch = int(rng.integers(4, 8)), np.float32(rng.uniform(0.35, 0.6))
+    turn = np.arctan2(v, u) * np.float32(points / (2 * np.pi))
+    to_tip = 2 * np.abs(turn - np.rint(turn))  # 0 at a tip, 1 at a notch
+    return np.asarray(np.hypot(u, v) / (1 - (1 - notch) * to_tip), np.float32)

@@ -1,9 +1,18 @@
-"""How an image lies in the square input of a network: exact coordinates between the two."""
+"""How an image lies in the square input of a network: exact coordinates between the two.
+
+Coordinates are continuous: column c of an image covers [c, c + 1) and its centre is c + 0.5, and the same holds for the
+columns of the frame and the cells of any grid laid over it. One linear map per axis joins the two, with the scale
+`content / size`. Since the content is a whole number of pixels, that scale differs slightly between the axes and from
+`side / max(size)`; pixels, points, boxes and masks all use it as it is.
+"""
 
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+OUTSIDE = -10.0  # mask-prompt logit of the padding beyond the image: certainly background
 
 
 @dataclass(frozen=True)
@@ -22,25 +31,127 @@ class Frame:
 
     @classmethod
     def of(cls, size: tuple[int, int], side: int, keep_aspect: bool) -> "Frame":
-        """Frame of an image: aspect kept and padded bottom and right (SAM), or squashed to the square (SAM 2)."""
+        """Frame of an image: aspect kept and padded bottom and right (SAM), or squashed to the square (SAM 2).
+
+        Args:
+            size: `(H, W)` of the image.
+            side: Side of the frame.
+            keep_aspect: Whether the longer side alone fills the frame. The other one is rounded to whole pixels, halves
+                up as in `segment_anything.utils.transforms.ResizeLongestSide`, and is at least one.
+
+        Returns:
+            The frame.
+        """
         if not keep_aspect:
             return cls(size, (side, side), side)
-        scale = side / max(size)
-        return cls(size, (max(1, round(size[0] * scale)), max(1, round(size[1] * scale))), side)
+        longest = max(size)
+        rows, columns = (max(1, (2 * length * side + longest) // (2 * longest)) for length in size)
+        return cls(size, (rows, columns), side)
 
     def points(self, xy: Tensor) -> Tensor:
-        """Map continuous image coordinates `(..., 2)` xy to continuous frame coordinates."""
-        scale = xy.new_tensor([self.content[1] / self.size[1], self.content[0] / self.size[0]])
-        return xy * scale
+        """Map image coordinates `(..., 2)` xy to frame coordinates of the same shape and dtype; differentiable.
+
+        A point of the image, edges included, is mapped into the content, edges included, whatever is rounded.
+        """
+        return _stretch(xy, self.size, self.content)
+
+    def points_back(self, xy: Tensor) -> Tensor:
+        """Map frame coordinates `(..., 2)` xy to image coordinates of the same shape and dtype; differentiable."""
+        return _stretch(xy, self.content, self.size)
+
+    def boxes(self, xyxy: Tensor) -> Tensor:
+        """Map boxes `(..., 4)` of image edges xyxy to boxes of frame edges of the same shape and dtype."""
+        return self.points(xyxy.unflatten(-1, (2, 2))).flatten(-2)
+
+    def contains(self, xy: Tensor) -> Tensor:
+        """Whether image coordinates `(..., 2)` xy lie in the image, its edges included: bool `(...)`."""
+        limits = xy.new_tensor([self.size[1], self.size[0]])
+        return ((xy >= 0) & (xy <= limits)).all(-1)
+
+    def cells(self, xy: Tensor, side: int) -> Tensor:
+        """Cells that contain points, in a grid over the whole frame.
+
+        Args:
+            xy: Image coordinates `(..., 2)`.
+            side: Cells of the grid along each side, as in the image embedding or the decoder's logits.
+
+        Returns:
+            int64 `(..., 2)`, column and row. Points on or beyond an edge of the image belong to the outermost cells
+            that it touches, so that none is in the padding.
+        """
+        cells = (self.points(xy.double()) * side / self.side).floor().long()
+        rows, columns = self.touched(side, side)
+        return torch.stack([cells[..., 0].clamp(0, columns - 1), cells[..., 1].clamp(0, rows - 1)], -1)
+
+    def touched(self, rows: int, columns: int) -> tuple[int, int]:
+        """How many of a grid's rows and columns over the whole frame the content touches; the others are padding."""
+        return -(-self.content[0] * rows // self.side), -(-self.content[1] * columns // self.side)
+
+    def padding(self, side: int) -> Tensor:
+        """Which cells of a grid over the whole frame lie in the padding altogether: bool `(side, side)`, on the CPU."""
+        rows, columns = self.touched(side, side)
+        padding = torch.ones((side, side), dtype=torch.bool)
+        padding[:rows, :columns] = False
+        return padding
 
 
-def bilinear_matrix(length: int, scale: float, low: Tensor, axis: int) -> Tensor:
-    """Interpolation weights `(length, n)` from the n cells of one axis of `low` to `length` pixels.
+def to_image(low: Tensor, frame: Frame) -> Tensor:
+    """Resample decoder logits to an image: bilinear, the padding left out; differentiable.
 
-    Pixel i's centre lies at cell coordinate (i + 0.5) * scale - 0.5, clamped to the outermost cell centres, which is
-    `F.interpolate(mode="bilinear", align_corners=False)` with a scale that need not be a ratio of integers.
+    Args:
+        low: float `(..., h, w)` logits over the whole frame.
+        frame: Where the image lies.
+
+    Returns:
+        `(..., H, W)`; each pixel's centre is looked up where it lies in the frame. Beyond the centres of the outermost
+        cells that the content touches their value goes on, so that nothing predicted for the padding reaches the image.
     """
-    cells = int(low.shape[axis - 2])
-    centre = ((torch.arange(length, device=low.device, dtype=torch.float64) + 0.5) * scale - 0.5).clamp(0, cells - 1)
-    grid = torch.arange(cells, device=low.device, dtype=torch.float64)
-    return (1.0 - (centre[:, None] - grid).abs()).clamp_min(0.0).to(low.dtype)
+    rows, columns = frame.touched(int(low.shape[-2]), int(low.shape[-1]))
+    scales = (
+        frame.size[0] * frame.side / (frame.content[0] * low.shape[-2]),
+        frame.size[1] * frame.side / (frame.content[1] * low.shape[-1]),
+    )
+    flat = low[..., :rows, :columns].reshape(-1, 1, rows, columns)
+    # The kernel reads an axis of as many cells as pixels one to one, whatever the scale; a repeated cell avoids that.
+    flat = F.pad(flat, (0, int(columns == frame.size[1]), 0, int(rows == frame.size[0])), mode="replicate")
+    # F.interpolate takes a size or scales but not both, and the scale here is not the ratio of the two sizes.
+    image = torch.ops.aten.upsample_bilinear2d.default(flat, list(frame.size), False, *scales)
+    return image.reshape(*low.shape[:-2], *frame.size)
+
+
+def to_grid(masks: Tensor, frame: Frame, side: int) -> Tensor:
+    """Resample logits of an image to a square grid over the whole frame, such as a mask prompt's; differentiable.
+
+    Args:
+        masks: float `(..., H, W)` logits of an image of the frame's size.
+        frame: Where the image lies.
+        side: Cells of the grid along each side.
+
+    Returns:
+        `(..., side, side)`: a mean around each cell's centre, weighted by a triangle that reaches one cell (at least
+        one pixel) to each side and stops at the image's edge; `OUTSIDE` where a cell lies in the padding altogether.
+    """
+    # F.interpolate(antialias=True) would do for whole cells alone; its kernel knows no scale beside the two sizes.
+    rows, columns = (_gathering(frame, axis, side).to(masks) for axis in (0, 1))
+    grid = rows @ masks @ columns.T
+    return F.pad(grid, (0, side - len(columns), 0, side - len(rows)), value=OUTSIDE)
+
+
+def _gathering(frame: Frame, axis: int, side: int) -> Tensor:
+    """Weights float64 `(n, length)` with which the n touched cells of a grid gather the pixels of one image axis."""
+    pixels = frame.side * frame.size[axis] / (side * frame.content[axis])  # of the image in one cell
+    centres = (torch.arange(frame.touched(side, side)[axis], dtype=torch.float64) + 0.5) * pixels
+    distance = (centres[:, None] - torch.arange(frame.size[axis]) - 0.5).abs()
+    weights = (1.0 - distance / max(1.0, pixels)).clamp_min(0.0)
+    return weights / weights.sum(1, keepdim=True)
+
+
+def _stretch(xy: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+    """Map coordinates `(..., 2)` xy of a rectangle `old` (rows, columns) to those of `new`.
+
+    In double precision and product before quotient: then the far edge `old` becomes `new` exactly, and no point that is
+    not beyond the one is mapped beyond the other.
+    """
+    factor = torch.tensor([new[1], new[0]], dtype=torch.float64, device=xy.device)
+    divisor = torch.tensor([old[1], old[0]], dtype=torch.float64, device=xy.device)
+    return (xy.double() * factor / divisor).to(xy.dtype)

@@ -2,8 +2,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+PARITY ?= .parity-venv
 
-.PHONY: demo test test-slow format clean
+.PHONY: demo test test-slow parity format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/fewlabel demo
@@ -18,12 +19,17 @@ test: $(VENV)/.dev
 test-slow: $(VENV)/.dev
 	$(BIN)/pytest -m slow
 
+# Writes the fixtures of tests/sam/test_convert.py anew with the original packages of SAM and SAM 2, and compares.
+parity: $(PARITY)/.ready $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(PARITY)/bin/python tests/parity/make_fixtures.py
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/sam/test_convert.py
+
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) $(PARITY) runs
 
 # The package is installed in place, so an edited source file needs no new install.
 $(VENV)/.demo: pyproject.toml | $(VENV)/pyvenv.cfg
@@ -37,3 +43,13 @@ $(VENV)/.dev: pyproject.toml | $(VENV)/pyvenv.cfg
 $(VENV)/pyvenv.cfg:
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'fewlabel needs Python 3.11 or newer; set PYTHON=')"
 	$(PYTHON) -m venv $(VENV)
+
+# The original packages need torchvision, which must never enter $(VENV): transformers would pick it up. Of two of them
+# pip must not ask for more: torchvision would fetch a CUDA build of torch, sam2 would build itself against another one.
+$(PARITY)/.ready: tests/parity/requirements.txt tests/parity/originals.txt
+	$(PYTHON) -m venv $(PARITY)
+	echo '*' > $(PARITY)/.gitignore
+	$(PARITY)/bin/python -m pip install --quiet --requirement tests/parity/requirements.txt
+	SAM2_BUILD_CUDA=0 $(PARITY)/bin/python -m pip install --quiet --no-deps --no-build-isolation \
+		--requirement tests/parity/originals.txt
+	touch $@

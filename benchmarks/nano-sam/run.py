@@ -266,7 +266,6 @@ def write_card(records: list[dict[str, Any]], training: dict[str, Any]) -> None:
 
 def page(card: dict[str, Any]) -> str:
     """The card as Markdown."""
-    training, options = card["training"], card["training"].get("config", {})
     prompts = ("click", "click, best of three", "three clicks", "box")
     rules = ("click: disc", "click: region growing", "box: filled", "box: Otsu")
     lines = [
@@ -275,9 +274,7 @@ def page(card: dict[str, Any]) -> str:
         card["what"],
         "",
         f"* Data: {card['data'][0].lower()}{card['data'][1:]}",
-        f"* Training: {training['steps']} steps of {options.get('batch')} images, seed {training.get('seed')}, "
-        f"{training['seconds'] / 60:.0f} minutes on {training.get('device')} ({training.get('machine')}), "
-        f"{training.get('date')}. Made again by `fewlabel pretrain`.",
+        *[f"* {line}" for line in training_lines(card["training"])],
         f"* Weights: half precision, SHA-256 `{card['weights_sha256']}`.",
         "",
         "Mean IoU in percent over targets, zero-shot, measured by `python benchmarks/nano-sam/run.py --card`. The last",
@@ -296,6 +293,30 @@ def page(card: dict[str, Any]) -> str:
         better = [name for name, row in card["figures"].items() if beaten(row, prompt)]
         lines += ["", f"With one {prompt}, the better of the rules beats nano-SAM on: {', '.join(better) or 'no set'}."]
     return "\n".join(lines) + "\n"
+
+
+def training_lines(training: dict[str, Any]) -> list[str]:
+    """One line for each stage of a training, oldest first, and the command that makes it again."""
+    stages, stage = [], training
+    while stage:
+        stages.insert(0, stage)
+        stage = stage.get("from", {}).get("training")
+    lines = []
+    for number, stage in enumerate(stages):
+        options, minutes = stage.get("config", {}), stage["seconds"] / 60
+        command = f"fewlabel pretrain --steps {stage['steps']} --seed {stage.get('seed')}"
+        lines.append(
+            f"{'Training' if number == 0 else 'Then from there'}: {stage['steps']} steps of {options.get('batch')} "
+            f"images, seed {stage.get('seed')}, {minutes:.0f} minutes on {stage.get('device')} "
+            f"({stage.get('machine')}), {stage.get('date')}: `{command}{' --from FOLDER' if number else ''}`."
+        )
+    if len(stages) > 1:
+        total = training["total"]
+        lines.append(
+            f"In all {total['steps']} steps, {total['images']} images, {total['seconds'] / 60:.0f} minutes. Each stage "
+            "saw the scenes that the renderers of its day drew."
+        )
+    return lines
 
 
 def beaten(row: dict[str, Any], prompt: str) -> bool:

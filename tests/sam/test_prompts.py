@@ -2,12 +2,13 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from fewlabel.core.errors import DataError
-from fewlabel.sam.prompts import central_point, correction_click, noisy_box, random_point, tight_box
+from fewlabel.sam.prompts import central_point, correction_clicks, noisy_box, random_point, tight_box
 
 shapes = st.tuples(st.integers(1, 24), st.integers(1, 24))
 masks = shapes.flatmap(lambda shape: arrays(bool, shape))
@@ -65,17 +66,23 @@ def test_noise_of_a_box_is_a_tenth_of_its_side_and_limited():
 
 
 @settings(max_examples=60)
-@given(shapes.flatmap(lambda shape: st.tuples(arrays(bool, shape), arrays(bool, shape))), seeds)
-def test_correction_click_lies_in_the_error(pair, seed):
-    prediction, target = pair
-    if not target.any():
-        target[0, 0] = True
-    point, label = correction_click(prediction, target, np.random.default_rng(seed))
-    assert label == at(target, point)
-    if (prediction != target).any():
-        assert at(prediction, point) != at(target, point)
-    else:
-        assert label == 1
+@given(
+    shapes.flatmap(lambda shape: st.tuples(arrays(bool, (2, 3, *shape)), arrays(bool, (2, 3, *shape)))),
+    arrays(np.float32, (2, 3), elements=st.integers(0, 1023).map(lambda part: part / 1024)),
+)
+def test_correction_clicks_lie_in_the_error_at_their_share_of_it(pair, shares):
+    """Against a plain loop over the wrong pixels in raster order."""
+    predictions, targets = pair
+    targets[..., 0, 0] |= ~targets.any((-2, -1))
+    points, labels = correction_clicks(*(torch.from_numpy(a) for a in (predictions, targets, shares)))
+    assert points.dtype == torch.float32 and labels.dtype == torch.int64
+    for index in np.ndindex(2, 3):
+        prediction, target = predictions[index], targets[index]
+        wrong = prediction != target
+        candidates = np.argwhere(wrong if wrong.any() else target)
+        row, column = candidates[int(float(shares[index]) * len(candidates))]
+        assert points[index].tolist() == [column + 0.5, row + 0.5]
+        assert labels[index] == target[row, column]
 
 
 @pytest.mark.parametrize("prompt", [central_point, tight_box])

@@ -1,10 +1,13 @@
 """Prompts as a user would give them, drawn from masks: clicks, loose boxes and corrections (SAM, section 5 and app. A).
 
-Masks are bool `(H, W)`. Points are float32 xy in image pixels, at pixel centres: column c is x = c + 0.5.
+Masks are bool `(H, W)` arrays; corrections, which follow a network's output, take stacks of tensors. Points are float32
+xy in image pixels, at pixel centres: column c is x = c + 0.5.
 """
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from fewlabel.core.errors import DataError
 
@@ -74,24 +77,29 @@ def noisy_box(mask: Mask, rng: np.random.Generator) -> Floats:
     return np.concatenate([first, last]).astype(np.float32)
 
 
-def correction_click(prediction: Mask, target: Mask, rng: np.random.Generator) -> tuple[Floats, int]:
-    """A click on a wrong pixel, uniformly over the error region.
+def correction_clicks(predicted: Tensor, targets: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
+    """One click on a wrong pixel of each mask; stays on the masks' device and waits for nothing.
 
     Args:
-        prediction: Present mask.
-        target: True mask, not empty.
-        rng: Source of the choice.
+        predicted: bool `(..., H, W)`, present masks.
+        targets: bool `(..., H, W)`, true masks, none empty.
+        shares: float32 `(...)` in [0, 1): how far through the wrong pixels, in raster order, the click lies. Uniform
+            numbers give a uniform choice.
 
     Returns:
-        xy float32 `(2,)`, and label 1 where the target was missed or 0 where background was taken. Without any error,
-        a further point of the target.
-
-    Raises:
-        DataError: The target is empty.
+        xy float32 `(..., 2)`, and labels int64 `(...)`: 1 where the target was missed, 0 where background was taken.
+        Without any error, a further point of the target.
     """
-    wrong = prediction != target
-    point = random_point(wrong if wrong.any() else target, rng)
-    return point, int(target[int(point[1]), int(point[0])])
+    wrong = predicted != targets
+    flat = torch.where(wrong.flatten(-2).any(-1, keepdim=True), wrong.flatten(-2), targets.flatten(-2))
+    running = flat.cumsum(-1, dtype=torch.int32)
+    count = running[..., -1]
+    rank = torch.minimum((shares.double() * count).to(torch.int32) + 1, count)
+    index = torch.searchsorted(running, rank[..., None].contiguous())
+    width = targets.shape[-1]
+    labels = targets.flatten(-2).gather(-1, index)[..., 0].long()
+    index = index[..., 0]
+    return torch.stack([index % width + 0.5, index // width + 0.5], -1).float(), labels
 
 
 def _pixels(mask: Mask) -> tuple[NDArray[np.intp], NDArray[np.intp]]:

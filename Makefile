@@ -22,7 +22,8 @@ test-slow: $(VENV)/.dev
 # Writes the fixtures of tests/sam/test_convert.py anew with the original packages of SAM and SAM 2, and compares.
 parity: $(PARITY)/.ready $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(PARITY)/bin/python tests/parity/make_fixtures.py
-	OMP_NUM_THREADS=1 $(BIN)/pytest tests/sam/test_convert.py
+	OMP_NUM_THREADS=1 $(PARITY)/bin/python tests/parity/build_mobile.py tests/sam/fixtures/mobile_encoder.safetensors
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/sam/test_convert.py tests/sam/test_mobile.py
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .

@@ -8,10 +8,11 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from fewlabel.data.augment import Patch
+from fewlabel.data.augment import Patch, crop_batch
 from fewlabel.students import create
 from fewlabel.students.predict import predict
 from fewlabel.students.train import StudentConfig, step_loss_on, train_student
+from fewlabel.training.losses import bce, sls, soft_iou
 
 CONFIG = StudentConfig(steps=8, batch=2, crop=32, lr=5e-3, log_every=4)
 
@@ -51,6 +52,34 @@ def test_weights_of_the_losses_are_used():
     assert terms["loss"].item() == pytest.approx(2 * terms["bce"].item() + 0.25 * terms["soft_iou"].item())
     assert terms["bce"] > 0
     assert terms["soft_iou"] > 0
+
+
+def test_all_heads_are_supervised_alike(monkeypatch: pytest.MonkeyPatch):
+    torch.manual_seed(0)
+    model = create("mshnet").eval()
+    config = CONFIG.model_copy(update={"sls_weight": 0.5})
+    seen = []
+    head_logits = type(model).head_logits
+
+    def spy(self: nn.Module, images: torch.Tensor) -> torch.Tensor:
+        seen.append(images)
+        return head_logits(self, images)
+
+    monkeypatch.setattr(type(model), "head_logits", spy)
+    terms = step_loss_on(draw, config, 3)(model, 5)
+    rng = np.random.default_rng([3, 5])
+    batch = crop_batch(draw(config.batch, rng), config.crop, rng, config.augment)
+    assert len(seen) == 1 and torch.equal(seen[0], batch.images)
+    heads = head_logits(model, batch.images)
+    for loss in (bce, soft_iou, sls):
+        each = [loss(heads[:, k : k + 1], batch.targets, batch.weights).item() for k in range(5)]
+        assert terms[loss.__name__].item() == pytest.approx(sum(each) / 5, rel=1e-5)
+    total = terms["bce"] + terms["soft_iou"] + 0.5 * terms["sls"]
+    assert terms["loss"].item() == pytest.approx(total.item(), rel=1e-6)
+
+
+def test_a_loss_without_weight_is_not_computed():
+    assert set(step_loss_on(draw, CONFIG, 0)(fresh(), 0)) == {"loss", "bce", "soft_iou"}
 
 
 def test_ignored_patches_give_no_loss():

@@ -6,9 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fewlabel.training.losses import bce, soft_iou
+from fewlabel.training.losses import bce, sls, soft_iou
 
-LOSSES = [bce, soft_iou]
+LOSSES = [bce, soft_iou, sls]
 
 
 def example(seed: int, batch: int = 2, side: int = 4) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -51,7 +51,33 @@ def slow_image_mean(above, below, logits, targets, weights) -> float:
     return sum(losses) / len(losses) if losses else 0.0
 
 
+def slow_polar_centroid(values, width) -> tuple[float, float]:
+    height, total = len(values) // width, sum(values)
+    row = sum(v * (i // width + 0.5) / height for i, v in enumerate(values)) / total
+    column = sum(v * (i % width + 0.5) / width for i, v in enumerate(values)) / total
+    return math.hypot(row, column), math.atan(row / column)
+
+
+def slow_sls(logits, targets, weights) -> float:
+    width, losses = logits.shape[-1], []
+    for image in pixels(logits, targets, weights):
+        if sum(w for _, _, w in image) == 0:
+            continue
+        area, true_area = sum(w * p for p, t, w in image), sum(w * t for p, t, w in image)
+        overlap, v = sum(w * p * t for p, t, w in image), ((area - true_area) / 2) ** 2
+        scale = (min(area, true_area) + v + 1) / (max(area, true_area) + v + 1)
+        loss = 1 - scale * (overlap + 1) / (area + true_area - overlap + 1)
+        if true_area > 0:
+            d, phi = slow_polar_centroid([w * p for p, t, w in image], width)
+            e, psi = slow_polar_centroid([w * t for p, t, w in image], width)
+            loss += 1 - min(d, e) / max(d, e) + 4 / math.pi**2 * (phi - psi) ** 2
+        losses.append(loss)
+    return sum(losses) / len(losses) if losses else 0.0
+
+
 def slow(loss, *inputs) -> float:
+    if loss is sls:
+        return slow_sls(*inputs)
     if loss is bce:
         return slow_pixel_mean(lambda p, t: -t * math.log(p) - (1 - t) * math.log(1 - p), *inputs)
     return slow_image_mean(lambda p, t: p * t, lambda p, t: p + t - p * t, *inputs)
@@ -122,6 +148,21 @@ def test_soft_iou_counts_images_alike_whatever_their_target_size():
     ones = torch.ones_like(targets)
     assert soft_iou(found, targets, ones).item() == pytest.approx((0 + 64 / 65) / 2, abs=1e-5)
     assert soft_iou(silent, targets, ones).item() == pytest.approx((4 / 5 + 64 / 65) / 2, abs=1e-5)
+
+
+def test_sls_tells_places_and_sizes_apart_where_overlaps_are_equal():
+    targets, ones = torch.zeros(1, 1, 16, 16), torch.ones(1, 1, 16, 16)
+    targets[..., 6:9, 6:9] = 1
+
+    def guess(rows: slice, columns: slice) -> torch.Tensor:
+        logits = torch.full_like(targets, -30.0)
+        logits[..., rows, columns] = 30.0
+        return sls(logits, targets, ones)
+
+    near, far = guess(slice(6, 9), slice(9, 12)), guess(slice(6, 9), slice(13, 16))
+    assert near < far  # neither overlaps the target
+    small, large = guess(slice(7, 8), slice(7, 8)), guess(slice(2, 13), slice(2, 13))
+    assert guess(slice(6, 9), slice(6, 9)) < small < large  # all have the target's centroid
 
 
 @pytest.mark.parametrize("loss", LOSSES)

@@ -4,9 +4,22 @@ from torch import nn
 
 from fewlabel.core.errors import RecipeError
 from fewlabel.students.acm import ACM
+from fewlabel.students.alcnet import ALCNet
+from fewlabel.students.dnanet import DNANet
+from fewlabel.students.istdunet import ISTDUNet
+from fewlabel.students.mshnet import MSHNet
+from fewlabel.students.rdian import RDIAN
 from fewlabel.students.unet import UNet
 
-STUDENTS: dict[str, type[nn.Module]] = {"acm": ACM, "unet": UNet}
+STUDENTS: dict[str, type[nn.Module]] = {
+    "acm": ACM,
+    "alcnet": ALCNet,
+    "dnanet": DNANet,
+    "istdunet": ISTDUNet,
+    "mshnet": MSHNet,
+    "rdian": RDIAN,
+    "unet": UNet,
+}
 
 
 def create(name: str) -> nn.Module:

@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fewlabel.students.layers import BasicBlock, at_multiple, conv_norm, initialise
+from fewlabel.students.layers import at_multiple, conv_norm, initialise, residual_stage, stem, widen
 
 WIDTHS = (16, 32, 64)  # channels at strides 4, 8 and 16
 STEM = 8
@@ -46,48 +46,31 @@ class Modulation(nn.Module):
         return self.post(2 * self.down(high) * low + 2 * self.up(low) * high)
 
 
-def _stage(inputs: int, outputs: int, stride: int) -> nn.Sequential:
-    """`BLOCKS` residual blocks, the first of which changes width and stride."""
-    return nn.Sequential(
-        BasicBlock(inputs, outputs, stride), *(BasicBlock(outputs, outputs) for _ in range(BLOCKS - 1))
-    )
-
-
-def _widen(inputs: int, outputs: int) -> nn.ConvTranspose2d:
-    """Transposed convolution to twice the height and width."""
-    return nn.ConvTranspose2d(inputs, outputs, 4, stride=2, padding=1)
-
-
 class ACM(nn.Module):
     """ACM U-Net: (B, 1, H, W) standardised images to (B, 1, H, W) logits of "target".
 
     A stem of stride 4, three residual stages of 16, 32 and 64 channels at strides 4, 8 and 16, two up-sampling steps
     fused with the encoder by `Modulation`, a head at stride 4 and bilinear up-sampling to full resolution.
 
-    Size: 0.398 M parameters, as published. 0.40 G multiply-accumulates on 256x256 when, as the usual counters do, a
-    transposed convolution is charged its whole kernel at each output pixel; the arithmetic really done is 0.34 G.
+    Size: 0.398 M parameters, as published. 0.40 G multiply-accumulates on 256x256 when, as in the published figures, a
+    transposed convolution is charged its whole kernel at each output pixel and a batch normalisation 4 operations a
+    value; the convolutions' arithmetic really done is 0.34 G.
 
-    Source: Dai et al., WACV 2021 (figures: BasicIRSTD toolbox's table).
+    Source: Dai et al., WACV 2021 (figures: BasicIRSTD toolbox's table, made with the counter thop).
     """
 
     def __init__(self) -> None:
         """Make an untrained network; torch's global generator draws its weights."""
         super().__init__()
         first, second, third = WIDTHS
-        self.stem = nn.Sequential(
-            conv_norm(1, STEM, stride=2),
-            nn.ReLU(inplace=True),
-            conv_norm(STEM, STEM),
-            nn.ReLU(inplace=True),
-            conv_norm(STEM, first),
-            nn.ReLU(inplace=True),
-            nn.MaxPool2d(3, stride=2, padding=1),
-        )
-        self.stage1 = _stage(first, first, 1)
-        self.stage2 = _stage(first, second, 2)
-        self.stage3 = _stage(second, third, 2)
-        self.widen2, self.fuse2, self.decode2 = _widen(third, second), Modulation(second), _stage(second, second, 1)
-        self.widen1, self.fuse1, self.decode1 = _widen(second, first), Modulation(first), _stage(first, first, 1)
+        self.stem = stem(STEM, first)
+        self.stage1 = residual_stage(first, first, 1, BLOCKS)
+        self.stage2 = residual_stage(first, second, 2, BLOCKS)
+        self.stage3 = residual_stage(second, third, 2, BLOCKS)
+        self.widen2, self.fuse2 = widen(third, second), Modulation(second)
+        self.decode2 = residual_stage(second, second, 1, BLOCKS)
+        self.widen1, self.fuse1 = widen(second, first), Modulation(first)
+        self.decode1 = residual_stage(first, first, 1, BLOCKS)
         last = nn.Conv2d(first // 4, 1, 1)
         self.head = nn.Sequential(conv_norm(first, first // 4), nn.ReLU(inplace=True), last)
         initialise(self, last)

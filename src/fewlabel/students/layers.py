@@ -2,12 +2,28 @@
 
 import math
 from collections.abc import Callable
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 PRIOR = 0.01  # probability of "target" that an untrained student gives to every pixel
+
+
+@runtime_checkable
+class DeeplySupervised(Protocol):
+    """A student that trains with more heads than the one that predicts."""
+
+    def head_logits(self, images: Tensor) -> Tensor:
+        """Logits of all heads.
+
+        Args:
+            images: float32 (B, 1, H, W), standardised, H and W >= 1.
+
+        Returns:
+            (B, K, H, W); the first is what the student's `forward` returns.
+        """
 
 
 def conv_norm(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
@@ -48,26 +64,123 @@ class BasicBlock(nn.Module):
         return F.relu(self.second(F.relu(self.first(x), inplace=True)) + self.shortcut(x), inplace=True)
 
 
-def initialise(model: nn.Module, last: nn.Conv2d) -> None:
-    """Kaiming-normal kernels (fan out, ReLU) and a last bias that gives every pixel about the probability `PRIOR`.
+def stem(hidden: int, outputs: int) -> nn.Sequential:
+    """Three 3x3 convolutions and a maximum: one plane (B, 1, H, W) to (B, outputs, H / 4, W / 4).
+
+    Source: Dai et al., WACV 2021.
+    """
+    return nn.Sequential(
+        conv_norm(1, hidden, stride=2),
+        nn.ReLU(inplace=True),
+        conv_norm(hidden, hidden),
+        nn.ReLU(inplace=True),
+        conv_norm(hidden, outputs),
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d(3, stride=2, padding=1),
+    )
+
+
+def residual_stage(inputs: int, outputs: int, stride: int, blocks: int) -> nn.Sequential:
+    """A number of `BasicBlock`, the first of which changes width and stride."""
+    return nn.Sequential(
+        BasicBlock(inputs, outputs, stride), *(BasicBlock(outputs, outputs) for _ in range(blocks - 1))
+    )
+
+
+def widen(inputs: int, outputs: int) -> nn.ConvTranspose2d:
+    """Transposed convolution to twice the height and width."""
+    return nn.ConvTranspose2d(inputs, outputs, 4, stride=2, padding=1)
+
+
+def enlarge(x: Tensor, factor: int = 2) -> Tensor:
+    """Bilinear interpolation (B, C, H, W) to (B, C, factor * H, factor * W); corners are not aligned.
+
+    With aligned corners, which some of the published code uses, the shift between the two grids would depend on the
+    size of the image.
+    """
+    return F.interpolate(x, scale_factor=float(factor), mode="bilinear", align_corners=False)
+
+
+class ConvolutionalAttention(nn.Module):
+    """CBAM: a gate per channel from the pooled map, then a gate per pixel from the pooled channels.
+
+    The channel gate is a bottleneck of ``channels // 16`` units that sees mean and maximum over the map, and adds the
+    two; the pixel gate a 7x7 convolution of mean and maximum over the channels. Maps (B, C, H, W) to the same.
+
+    Source: Woo et al., "CBAM: Convolutional Block Attention Module", ECCV 2018, sec. 3.
+    """
+
+    def __init__(self, channels: int) -> None:
+        """Make the two gates."""
+        super().__init__()
+        hidden = channels // 16
+        self.channel = nn.Sequential(
+            nn.Conv2d(channels, hidden, 1, bias=False),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(hidden, channels, 1, bias=False),
+        )
+        self.pixel = nn.Conv2d(2, 1, 7, padding=3, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply both gates."""
+        pooled = self.channel(x.mean((2, 3), keepdim=True)) + self.channel(x.amax((2, 3), keepdim=True))
+        x = x * torch.sigmoid(pooled)
+        planes = torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], 1)
+        return x * torch.sigmoid(self.pixel(planes))
+
+    def initialise(self) -> None:
+        """Xavier-normal kernels, drawn from torch's global generator.
+
+        Kaiming's fan out would give the bottleneck of one to sixteen units kernels so large that the gates start shut.
+        """
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.xavier_normal_(module.weight)
+
+
+class AttentiveBlock(BasicBlock):
+    """A `BasicBlock` whose residual passes through `ConvolutionalAttention` before it is added (Li et al., TIP 2022).
+
+    Maps (B, inputs, H, W) to (B, outputs, H, W), all values >= 0.
+    """
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        """Make the block."""
+        super().__init__(inputs, outputs)
+        self.second = nn.Sequential(self.second, ConvolutionalAttention(outputs))
+
+
+def attentive_stage(inputs: int, outputs: int, blocks: int) -> nn.Sequential:
+    """A number of `AttentiveBlock`, the first of which changes the width."""
+    return nn.Sequential(
+        AttentiveBlock(inputs, outputs), *(AttentiveBlock(outputs, outputs) for _ in range(blocks - 1))
+    )
+
+
+def initialise(model: nn.Module, *last: nn.Conv2d) -> None:
+    """Kaiming-normal kernels (fan out, ReLU) and last biases that give every pixel about the probability `PRIOR`.
 
     Targets cover less than a hundredth of a picture. A network that starts at one half spends its first steps on
     silencing the background (Lin et al., ICCV 2017, sec. 3.3).
 
     Args:
         model: the student; torch's global generator draws its kernels.
-        last: the convolution that makes the logits.
+        last: the convolutions that make logits.
     """
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
-    # Logits of spread one from the first step: a kernel near zero would pass no gradient on for dozens of steps.
-    nn.init.normal_(last.weight, std=last.in_channels**-0.5)
-    if last.bias is None:
-        raise ValueError("the convolution that makes the logits needs a bias")
-    nn.init.constant_(last.bias, math.log(PRIOR / (1 - PRIOR)))
+    for module in model.modules():
+        if isinstance(module, ConvolutionalAttention):
+            module.initialise()
+    for head in last:
+        # Logits of spread one from the first step: a kernel near zero would pass no gradient on for dozens of steps.
+        nn.init.normal_(head.weight, std=head.in_channels**-0.5)
+        if head.bias is None:
+            raise ValueError("the convolution that makes the logits needs a bias")
+        nn.init.constant_(head.bias, math.log(PRIOR / (1 - PRIOR)))
     # Channels last is 1.3 to 1.6 times as fast on a CPU; kernels in that layout carry the activations along.
     nn.utils.convert_conv2d_weight_memory_format(model, torch.channels_last)
 

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from fewlabel.data.augment import AugmentConfig, crop_batch
 from fewlabel.data.pool import Draw
+from fewlabel.students.layers import DeeplySupervised
 from fewlabel.training.loop import FitResult, LoopConfig, StepLoss, fit
-from fewlabel.training.losses import bce, soft_iou
+from fewlabel.training.losses import bce, sls, soft_iou
 
 
 class StudentConfig(LoopConfig):
@@ -21,6 +22,7 @@ class StudentConfig(LoopConfig):
     crop: int = Field(default=256, ge=16, description="Side of the training crops, in pixels at native resolution.")
     bce_weight: float = Field(default=1.0, ge=0, description="Share of the binary cross-entropy in the loss.")
     iou_weight: float = Field(default=1.0, ge=0, description="Share of the soft-IoU loss.")
+    sls_weight: float = Field(default=0.0, ge=0, description="Share of the scale- and location-sensitive loss (SLS).")
     augment: AugmentConfig = Field(
         default_factory=lambda: AugmentConfig.model_validate({}), description="How the crops are placed and varied."
     )
@@ -35,18 +37,23 @@ def step_loss_on(draw: Draw, config: StudentConfig, seed: int) -> StepLoss:
         seed: with the step it seeds the generator of draws and crops.
 
     Returns:
-        Function for `fewlabel.training.loop.fit`; its terms are ``loss``, ``bce`` and ``soft_iou``.
+        Function for `fewlabel.training.loop.fit`; its terms are ``loss``, ``bce``, ``soft_iou`` and, where it has a
+        weight, ``sls``: means over the heads of a `DeeplySupervised` student.
     """
+    weighted = {bce: config.bce_weight, soft_iou: config.iou_weight}
+    if config.sls_weight > 0:
+        weighted[sls] = config.sls_weight
 
     def step_loss(model: nn.Module, step: int) -> dict[str, Tensor]:
         rng = np.random.default_rng([seed, step])
         batch = crop_batch(draw(config.batch, rng), config.crop, rng, config.augment)
         device = next(model.parameters()).device
         targets, weights = batch.targets.to(device), batch.weights.to(device)
-        logits = model(batch.images.to(device))
-        cross, overlap = bce(logits, targets, weights), soft_iou(logits, targets, weights)
-        loss = config.bce_weight * cross + config.iou_weight * overlap
-        return {"loss": loss, "bce": cross, "soft_iou": overlap}
+        images = batch.images.to(device)
+        heads = model.head_logits(images).split(1, 1) if isinstance(model, DeeplySupervised) else [model(images)]
+        terms = {loss: torch.stack([loss(logits, targets, weights) for logits in heads]).mean() for loss in weighted}
+        total = torch.stack([weight * terms[loss] for loss, weight in weighted.items()]).sum()
+        return {"loss": total, **{loss.__name__: value for loss, value in terms.items()}}
 
     return step_loss
 

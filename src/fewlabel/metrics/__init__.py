@@ -1,1 +1,1 @@
-"""Scores: overlap (IoU, nIoU) and targets (Pd, Fa)."""
+"""Scores: overlap (IoU, nIoU), targets (Pd, Fa, by area and by threshold), and both in one (hIoU)."""

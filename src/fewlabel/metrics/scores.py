@@ -5,17 +5,24 @@ from typing import TypedDict
 
 import numpy as np
 
+from fewlabel.metrics.hierarchical import HierarchicalMetric
 from fewlabel.metrics.overlap import OverlapMetric
+from fewlabel.metrics.sizes import SizeBin, SizeMetric
 from fewlabel.metrics.targets import Matching, TargetMetric
 
 
 class Scores(TypedDict):
-    """IoU, nIoU and Pd in percent, Fa in false pixels per million, the matching rule, and what was counted."""
+    """IoU, nIoU, Pd and hIoU in percent, Fa in false pixels per million, the matching rule, and what was counted.
+
+    hIoU has a matching of its own, see `fewlabel.metrics.hierarchical`.
+    """
 
     IoU: float
     nIoU: float
     Pd: float
     Fa: float
+    hIoU: float
+    Pd_by_area: list[SizeBin]
     matching: str
     images: int
     targets: int
@@ -38,15 +45,18 @@ def evaluate(pairs: Iterable[tuple[np.ndarray, np.ndarray]], matching: Matching 
         RecipeError: `matching` is not a known rule.
     """
     overlap, detection = OverlapMetric(), TargetMetric(matching)
+    hierarchical, sizes = HierarchicalMetric(), SizeMetric(matching=matching)
     for prediction, target in pairs:
-        overlap.update(prediction, target)
-        detection.update(prediction, target)
+        for metric in (overlap, detection, hierarchical, sizes):
+            metric.update(prediction, target)
     area, found = overlap.compute(), detection.compute()
     return {
         "IoU": area["IoU"],
         "nIoU": area["nIoU"],
         "Pd": found["Pd"],
         "Fa": found["Fa"],
+        "hIoU": hierarchical.compute()["hIoU"],
+        "Pd_by_area": sizes.compute(),
         "matching": found["matching"],
         "images": area["images"],
         "targets": found["targets"],

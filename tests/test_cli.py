@@ -1,5 +1,6 @@
 """The command line: instant help, one sentence and status 2 for a user's error, nothing half-written."""
 
+import hashlib
 import re
 import subprocess
 import sys
@@ -9,13 +10,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
+from safetensors.torch import save_file
 
 from fewlabel import cli
 from fewlabel.data.synth.dataset import write_dataset
+from fewlabel.sam import families
+from fewlabel.sam.nano import NANO_FOLDER
 
 Call = Callable[..., "Ended"]
+FIXTURES = Path(__file__).parent / "sam" / "fixtures"
 RECIPE = Path(__file__).parents[1] / "recipes" / "scalpel-sirst.yaml"
 
 
@@ -51,7 +57,20 @@ def test_help_lists_every_command_without_importing_torch() -> None:
     code += "print('HEAVY', sorted({'torch', 'transformers', 'scipy', 'numpy', 'matplotlib'} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert "HEAVY []" in result.stdout
-    for command in ("run", "demo", "check", "split", "teach", "label", "train", "eval", "report", "export", "predict"):
+    for command in (
+        "run",
+        "demo",
+        "check",
+        "split",
+        "teach",
+        "label",
+        "train",
+        "eval",
+        "report",
+        "export",
+        "predict",
+        "sam",
+    ):
         assert f" {command} " in result.stdout
 
 
@@ -185,6 +204,7 @@ def test_images_without_targets_are_legal_and_named(data: Path, call: Call) -> N
         (("run", RECIPE, "--device", "toaster"), "Device 'toaster' cannot be used"),
         (("run", RECIPE, "--set", "student.network=vgg"), "'student.network' is 'vgg'"),
         (("run", RECIPE, "--set", "student.synthetic_steps=0"), "needs synthetic_steps above 0"),
+        (("pretrain", "--preset", "tpu", "--device", "cpu"), "no pre-training preset 'tpu'"),
     ],
     ids=[
         "fraction-0",
@@ -197,6 +217,7 @@ def test_images_without_targets_are_legal_and_named(data: Path, call: Call) -> N
         "no-device",
         "no-network",
         "no-scenes",
+        "no-preset",
     ],
 )
 def test_wrong_arguments_end_with_one_sentence_and_status_2(
@@ -222,3 +243,163 @@ def test_a_labelled_share_without_targets_is_refused(data: Path, call: Call) -> 
     result = call("split", recipe_for(data), "--out", data.parent / "run")
     assert result.returncode == 2 and "shows a target" in result.stderr
     assert not (data.parent / "run" / "split").exists()
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No hub within reach, and nothing of it kept on this machine."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+
+
+def test_original_checkpoint_is_told_converted_and_used(tmp_path: Path, data: Path, call: Call) -> None:
+    original, folder = FIXTURES / "sam.pth", tmp_path / "converted"
+    told = call("sam", "info", original)
+    assert told.returncode == 0 and f"fewlabel sam convert {original} OUT" in told.stdout, told.stderr
+    converted = call("sam", "convert", original, folder)
+    assert converted.returncode == 0, converted.stderr
+    sha256 = hashlib.sha256(original.read_bytes()).hexdigest()
+    assert f"sha256 {sha256}  sam.pth" in converted.stdout
+    told = call("sam", "info", folder)
+    assert told.returncode == 0 and "family     sam\n" in told.stdout, told.stderr
+    assert hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest() in told.stdout
+    for path in sorted((data / "images").iterdir())[1:]:
+        path.unlink()
+    done = call("sam", "embed", data / "images", "--sam", folder, "--cache", tmp_path / "cache", "--device", "cpu")
+    assert done.returncode == 0 and "1 images: 1 encoded" in done.stdout, done.stderr
+
+
+def test_images_are_encoded_once(tmp_path: Path, data: Path, call: Call) -> None:
+    command = ("sam", "embed", data / "images", "--cache", tmp_path / "cache", "--cache-gb", "0.5", "--device", "cpu")
+    for said in ("8 images: 8 encoded, 0.0 % were there already", "8 images: 0 encoded, 100.0 % were there already"):
+        done = call(*command)
+        assert done.returncode == 0 and said in done.stdout, done.stderr
+
+
+class Payload:
+    """An object whose unpickling writes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[[Path], None], tuple[Path]]:
+        return Path.touch, (self.path,)
+
+
+def pickle_with_code(folder: Path) -> Path:
+    """A checkpoint that would run code."""
+    torch.save({"model": Payload(folder / "ran")}, folder / "sam_vit_b.pth")
+    return folder / "sam_vit_b.pth"
+
+
+def truncated_original(folder: Path) -> Path:
+    """The first half of a download."""
+    whole = (FIXTURES / "sam.pth").read_bytes()
+    (folder / "sam.pth").write_bytes(whole[: len(whole) // 2])
+    return folder / "sam.pth"
+
+
+def foreign_original(folder: Path) -> Path:
+    """Weights of something else."""
+    torch.save({"bert.embeddings.weight": torch.zeros(3, 3)}, folder / "bert.pth")
+    return folder / "bert.pth"
+
+
+def truncated_folder(folder: Path) -> Path:
+    """nano-SAM, cut."""
+    (folder / "config.json").write_bytes((NANO_FOLDER / "config.json").read_bytes())
+    (folder / "model.safetensors").write_bytes((NANO_FOLDER / "model.safetensors").read_bytes()[:200_000])
+    return folder
+
+
+def foreign_folder(folder: Path) -> Path:
+    """nano-SAM's configuration with weights of something else."""
+    (folder / "config.json").write_bytes((NANO_FOLDER / "config.json").read_bytes())
+    save_file({"bert.embeddings.weight": torch.zeros(3, 3)}, folder / "model.safetensors")
+    return folder
+
+
+def other_family(folder: Path) -> Path:
+    """Weights of SAM 2 that call themselves SAM."""
+    (folder / "config.json").write_text('{"model_type": "sam"}')
+    (folder / "model.safetensors").write_bytes((NANO_FOLDER / "model.safetensors").read_bytes())
+    return folder
+
+
+def other_model(folder: Path) -> Path:
+    """A folder of another kind of model."""
+    (folder / "config.json").write_text('{"model_type": "bert"}')
+    save_file({"bert.embeddings.weight": torch.zeros(3, 3)}, folder / "model.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "make", [pickle_with_code, truncated_original, foreign_original], ids=lambda make: make.__name__
+)
+def test_bad_originals_end_with_one_sentence_and_status_2(
+    make: Callable[[Path], Path], tmp_path: Path, call: Call
+) -> None:
+    checkpoint, out = make(tmp_path), tmp_path / "out"
+    before = sorted(tmp_path.iterdir())
+    for command in (("info", checkpoint), ("convert", checkpoint, out)):
+        ended = call("sam", *command)
+        assert ended.returncode == 2
+        assert ended.stderr.startswith(f"fewlabel: {checkpoint}") and ended.stderr.count("\n") == 1, ended.stderr
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    "make",
+    [truncated_folder, foreign_folder, other_family, other_model, truncated_original],
+    ids=lambda make: make.__name__,
+)
+def test_bad_checkpoints_end_with_one_sentence_and_status_2(
+    make: Callable[[Path], Path], tmp_path: Path, data: Path, call: Call
+) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    checkpoint.mkdir()
+    checkpoint = make(checkpoint)
+    for command in (
+        ("info", checkpoint),
+        ("embed", data / "images", "--sam", checkpoint, "--cache", tmp_path / "cache"),
+    ):
+        ended = call("sam", *command)
+        assert ended.returncode == 2
+        sentence = ended.stderr
+        assert sentence.startswith("fewlabel: ") and sentence.count("\n") == 1 and str(checkpoint) in sentence, sentence
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--sam", "facebook/sam-vit-base"), "facebook/sam-vit-base is neither a folder nor"),
+        (("--sam", "sam2.1-large"), "sam2.1-large is neither a folder nor"),
+        (("--sam", "sam3"), "SAM License of 2025-11-19: derivatives stay under it, and military"),
+        (("--sam", "mobile-sam"), "fewlabel sam convert"),
+        (("--cache-gb", "0"), "0.0 GB"),
+        (("--precision", "fp8"), "'fp8' is no precision"),
+    ],
+    ids=["hub", "short-name", "sam3", "mobile-sam", "no-cache", "precision"],
+)
+def test_embed_refuses_with_one_sentence(
+    arguments: tuple[str, ...], said: str, data: Path, call: Call, tmp_path: Path
+) -> None:
+    ended = call("sam", "embed", data / "images", "--cache", tmp_path / "cache", *arguments)
+    assert ended.returncode == 2 and said in ended.stderr
+    assert ended.stderr.startswith("fewlabel: ") and ended.stderr.count("\n") == 1, ended.stderr
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.usefixtures("offline")
+def test_a_recipe_takes_sam3_only_with_consent(data: Path, call: Call) -> None:
+    command = ("teach", recipe_for(data), "--out", data.parent / "run", "--set", "teacher.sam=sam3", "--device", "cpu")
+    ended = call(*command)
+    assert ended.returncode == 2 and "give --allow-sam3" in ended.stderr.splitlines()[-1], ended.stderr
+    families._say.cache_clear()
+    ended = call(*command, "--allow-sam3")
+    lines = [line for line in ended.stderr.splitlines() if "SAM 3" in line or line.startswith("fewlabel: ")]
+    assert ended.returncode == 2 and len(lines) == 2, ended.stderr
+    assert lines[0].startswith("Licence notice: SAM 3 is under the SAM License of 2025-11-19")
+    assert lines[1].startswith("fewlabel: sam3 is neither a folder nor a checkpoint that can be fetched")

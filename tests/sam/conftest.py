@@ -1,4 +1,4 @@
-"""The three models that every promise of the interface is tested on."""
+"""The models that every promise of the interface is tested on: a tiny one of each family, and nano-SAM."""
 
 import importlib.util
 from pathlib import Path
@@ -15,16 +15,13 @@ _SPEC.loader.exec_module(tiny)
 
 @pytest.fixture(scope="session")
 def tiny_models():
-    """Builders of the tiny transformers models, by family."""
-    return {"sam": tiny.tiny_sam, "sam2": tiny.tiny_sam2}
+    """Builders of the tiny models, by family."""
+    return tiny.BUILDERS
 
 
 @pytest.fixture(scope="session")
 def segmenters() -> dict[str, PromptableSegmenter]:
     """Frozen models in evaluation mode; tests must not change them."""
-    models = {
-        "sam": PromptableSegmenter(tiny.tiny_sam(), "sam", "tiny SAM"),
-        "sam2": PromptableSegmenter(tiny.tiny_sam2(), "sam2", "tiny SAM 2"),
-        "nano": build_nano(0),
-    }
+    models = {name: PromptableSegmenter(build(), name, f"tiny {name}") for name, build in tiny.BUILDERS.items()}
+    models["nano"] = build_nano(0)
     return {name: model.eval().requires_grad_(False) for name, model in models.items()}

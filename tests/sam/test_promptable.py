@@ -1,4 +1,4 @@
-"""What every model behind `PromptableSegmenter` must do, and the geometry of its frame."""
+"""What every model behind `PromptableSegmenter` must do, whichever family it is of."""
 
 import pytest
 import torch
@@ -7,11 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fewlabel.core.errors import ModelError
-from fewlabel.sam.frames import Frame, bilinear_matrix
-from fewlabel.sam.promptable import PAD_LABEL, PromptableSegmenter
+from fewlabel.sam.frames import to_grid
+from fewlabel.sam.promptable import PAD_LABEL, Embedding, PromptableSegmenter
 
 ODD = (37, 53)
-sizes = st.tuples(st.integers(1, 700), st.integers(1, 700))
 
 
 def picture(size, channels=1, batch=2, seed=0):
@@ -99,6 +98,13 @@ class SamContract:
         assert not torch.allclose(object_, background)
         assert not torch.allclose(object_, moved)
 
+    def test_mask_of_the_image_goes_where_the_mask_is(self, segmenter):
+        embedding, masks = segmenter.encode(picture(ODD)), torch.randn(2, 3, *ODD) * 8
+        on_the_grid = to_grid(masks, segmenter.frame_of(ODD), segmenter.mask_size)
+        torch.testing.assert_close(
+            segmenter.decode_low(embedding, masks=masks)[0], segmenter.decode_low(embedding, masks=on_the_grid)[0]
+        )
+
     def test_padding_point_ignores_its_coordinates(self, segmenter):
         embedding = segmenter.encode(picture(ODD))
         points, labels = torch.full((2, 1, 2, 2), 9.5), torch.tensor([1, PAD_LABEL]).expand(2, 1, 2)
@@ -147,6 +153,10 @@ class SamContract:
             ({"points": torch.zeros(1, 1, 1, 2)}, "B = 2"),
             ({"points": torch.zeros(2, 1, 1, 2), "point_labels": torch.ones(2, 1, 3)}, "one label"),
             ({"points": torch.zeros(2, 1, 1, 2), "boxes": torch.zeros(2, 2, 4)}, "same P"),
+            ({"points": torch.zeros(2, 1, 0, 2)}, "K = 0"),
+            ({"points": torch.full((2, 1, 1, 2), 41.0)}, r"point \(41, 41\).*40 columns"),
+            ({"boxes": torch.tensor([0, 0, 4, torch.nan]).expand(2, 1, 4)}, "not finite"),
+            ({"masks": torch.zeros(2, 1, 13, 13)}, "13x13"),
         ],
     )
     def test_wrong_prompts_are_named(self, segmenter, prompts, words):
@@ -158,7 +168,36 @@ class SamContract:
             segmenter.encode(torch.zeros(1, 2, 8, 8))
 
 
-class TestSam(SamContract):
+class OwnForward(SamContract):
+    """A family whose network has a forward pass of its own in transformers: the same logits come out of both."""
+
+    @pytest.mark.parametrize("multimask", [True, False])
+    @pytest.mark.parametrize("kinds", ["points", "boxes", "points boxes", "points masks", "points boxes masks"])
+    def test_equals_the_models_own_forward(self, segmenter, kinds, multimask):
+        """Prompts in pixel indices, which lie half a pixel before our coordinates."""
+        side, cells = segmenter.frame, segmenter.mask_size
+        prompts = 1 if "masks" in kinds else 3  # transformers takes one mask per image
+        rng = torch.Generator().manual_seed(1)
+        images = picture((side, side), 3)
+        points = torch.rand((2, prompts, 2, 2), generator=rng) * side
+        labels = torch.tensor([1, 0]).expand(2, prompts, 2)
+        boxes = torch.rand((2, prompts, 4), generator=rng).sort(-1).values * side
+        masks = torch.randn((2, 1, cells, cells), generator=rng)
+        ours, theirs = {}, {"pixel_values": segmenter.preprocess(images), "multimask_output": multimask}
+        if "points" in kinds:
+            ours |= {"points": points, "point_labels": labels}
+            theirs |= {"input_points": points - 0.5, "input_labels": labels}
+        if "boxes" in kinds:
+            ours["boxes"], theirs["input_boxes"] = boxes, boxes - 0.5
+        if "masks" in kinds:
+            ours["masks"], theirs["input_masks"] = masks, masks
+        low, quality = segmenter.decode_low(segmenter.encode(images), **ours, multimask=multimask)
+        output = segmenter.model(**theirs)
+        torch.testing.assert_close(low, output.pred_masks)
+        torch.testing.assert_close(quality, output.iou_scores)
+
+
+class TestSam(OwnForward):
     name = "sam"
 
     def test_padding_never_reaches_the_image(self, segmenter):
@@ -167,33 +206,35 @@ class TestSam(SamContract):
         assert frame.content == (32, 64)
         low = torch.full((1, 1, 1, 16, 16), -1.0)
         low[..., 8:, :] = 1.0  # the lower half of the frame is padding
-        assert (segmenter.to_image(low, (32, 64))[..., :30, :] < 0).all()
-        assert (segmenter.to_image(-low, (32, 64))[..., :30, :] > 0).all()
-
-    def test_mask_prompt_goes_where_the_mask_is(self, segmenter):
-        masks = torch.full((1, 1, 100, 200), -8.0)
-        masks[..., 40:100, 120:200] = 8.0
-        prompt = segmenter._mask_prompt(masks, segmenter.frame_of((100, 200)))
-        back = segmenter.to_image(prompt[None], (100, 200))[0, 0, 0] > 0
-        target = masks[0, 0] > 0
-        assert (back & target).sum() / (back | target).sum() > 0.9
-        assert (prompt[0, 0, 9:] < 0).all()
+        assert (segmenter.to_image(low, (32, 64)) < 0).all()
+        assert (segmenter.to_image(-low, (32, 64)) > 0).all()
 
 
-class TestSam2(SamContract):
+class TestSamHq(OwnForward):
+    name = "sam_hq"
+
+    def test_masks_are_ordered_by_quality_and_see_the_early_tokens(self, segmenter):
+        embedding = segmenter.encode(picture(ODD))
+        low, quality = segmenter.decode_low(embedding, torch.full((2, 1, 1, 2), 9.5))
+        assert (quality.diff(dim=-1) <= 0).all()
+        blind = Embedding([torch.zeros_like(embedding.features[0]), embedding.features[1]], embedding.size)
+        assert not torch.allclose(segmenter.decode_low(blind, torch.full((2, 1, 1, 2), 9.5))[0], low)
+
+
+class TestSam2(OwnForward):
     name = "sam2"
 
-    def test_equals_the_models_own_forward(self, segmenter):
-        """Same logits as transformers gives for the same pixels and pixel-index prompts."""
-        images, points = picture((64, 64), 3), torch.rand(2, 3, 1, 2) * 64
-        low, quality = segmenter.decode_low(segmenter.encode(images), points)
-        output = segmenter.model(
-            pixel_values=segmenter.preprocess(images),
-            input_points=points - 0.5,
-            input_labels=torch.ones(2, 3, 1, dtype=torch.long),
-        )
-        torch.testing.assert_close(low, output.pred_masks)
-        torch.testing.assert_close(quality, output.iou_scores)
+
+class TestSam3Tracker(OwnForward):
+    name = "sam3_tracker"
+
+    def test_pixels_are_normalised_around_a_half(self, segmenter):
+        images = picture((segmenter.frame, segmenter.frame), 3)
+        torch.testing.assert_close(segmenter.preprocess(images), 2 * images - 1)
+
+
+class TestMobileSam(OwnForward):
+    name = "mobile_sam"
 
 
 class TestNano(SamContract):
@@ -228,36 +269,10 @@ class TestNano(SamContract):
         torch.testing.assert_close(pixels, images)
 
 
-def test_sam_equals_the_models_own_forward(segmenters):
-    segmenter = segmenters["sam"]
-    images, points = picture((64, 64), 3), torch.rand(2, 3, 1, 2) * 64
-    low, quality = segmenter.decode_low(segmenter.encode(images), points)
-    output = segmenter.model(
-        pixel_values=segmenter.preprocess(images),
-        input_points=points - 0.5,
-        input_labels=torch.ones(2, 3, 1, dtype=torch.long),
-    )
-    torch.testing.assert_close(low, output.pred_masks)
-    torch.testing.assert_close(quality, output.iou_scores)
-
-
-@settings(deadline=None, max_examples=60)
-@given(size=sizes, keep=st.booleans(), seed=st.integers(0, 2**16))
-def test_point_stays_in_its_part_of_the_image(size, keep, seed):
-    """A point keeps its relative position in the content, and pixel centres stay inside it."""
-    frame = Frame.of(size, 256, keep)
-    assert max(frame.content) == 256
-    rng = torch.Generator().manual_seed(seed)
-    relative = torch.rand((5, 2), generator=rng, dtype=torch.float64)
-    xy = relative * torch.tensor([size[1], size[0]], dtype=torch.float64)
-    mapped = frame.points(xy)
-    torch.testing.assert_close(mapped, relative * torch.tensor([frame.content[1], frame.content[0]]).double())
-
-
 @settings(deadline=None, max_examples=40)
 @given(size=st.tuples(st.integers(8, 90), st.integers(8, 90)), row=st.floats(0, 0.999), column=st.floats(0, 0.999))
 def test_prompted_cell_contains_the_point(segmenters, size, row, column):
-    """The decoder cell a pixel centre is sent to is the one that lights that pixel up again, for both families."""
+    """The decoder cell a pixel centre is sent to lights that pixel up again, in padded and in squashed frames."""
     y, x = int(row * size[0]), int(column * size[1])
     for name in ("sam", "sam2"):
         segmenter = segmenters[name]
@@ -267,12 +282,3 @@ def test_prompted_cell_contains_the_point(segmenters, size, row, column):
         low[int(cell[1]), int(cell[0])] = 1.0
         lit = segmenter.to_image(low[None, None, None], size)[0, 0, 0]
         assert lit[y, x] >= 0.25 - 1e-5  # bilinear weight of the containing cell: at least a half on each axis
-
-
-@settings(deadline=None, max_examples=30)
-@given(length=st.integers(1, 80), cells=st.integers(1, 40))
-def testbilinear_matrix_is_interpolation(length, cells):
-    low = torch.rand(1, 1, cells, cells)
-    matrix = bilinear_matrix(length, cells / length, low, 0)
-    expected = F.interpolate(low, size=(length, length), mode="bilinear")
-    torch.testing.assert_close((matrix @ low @ matrix.T), expected, atol=1e-5, rtol=1e-5)

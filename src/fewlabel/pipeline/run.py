@@ -85,7 +85,8 @@ class Run:
         recipe = self.recipe
 
         def settings(*sections: str) -> Callable[[], Any]:
-            return lambda: recipe.model_dump(mode="json", include=set(sections))
+            consent = {"teacher": {"allow_sam3"}}  # decides whether a stage may run, not what comes out of it
+            return lambda: recipe.model_dump(mode="json", include=set(sections), exclude=consent)
 
         def check_inputs() -> Any:
             masks_needed = recipe.split.fraction is not None

@@ -41,7 +41,8 @@ class TeacherConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    sam: str = Field(default="nano", description="nano, a folder with a SAM or SAM 2 checkpoint, or a hub id.")
+    sam: str = Field(default="nano", description="A name from `fewlabel sam list`, a checkpoint's folder, or a hub id.")
+    allow_sam3: bool = Field(default=False, description="Agree to the licence of SAM 3, which is not Apache-2.0.")
     adapter: AdapterConfig | None = Field(
         default=AdapterConfig(), description="Options of the operator adapter; none leaves SAM's encoder as it is."
     )
@@ -168,7 +169,9 @@ class ScalpelTeacher(nn.Module):
         """
         super().__init__()
         self.config = config
-        self.segmenter = (segmenter if segmenter is not None else load(config.sam)).eval().requires_grad_(False)
+        if segmenter is None:
+            segmenter = load(config.sam, allow_sam3=config.allow_sam3)
+        self.segmenter = segmenter.eval().requires_grad_(False)
         self.sam_sha256 = weights_sha256(self.segmenter)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)

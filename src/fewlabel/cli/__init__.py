@@ -1,13 +1,24 @@
 """The command line: one thin function per command, heavy imports inside, so that help is instant."""
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from fewlabel.cli.common import (
+    AllowSam3,
+    Device,
+    KeepGoing,
+    Out,
+    RecipePath,
+    Redo,
+    Sets,
+    Threads,
+    prepare,
+    stoppable,
+)
+from fewlabel.cli.sam import app as sam_app
 from fewlabel.core.errors import FewlabelError, RunError
 
 app = typer.Typer(
@@ -18,14 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-RecipePath = Annotated[Path, typer.Argument(help="Recipe in YAML; `recipes/` holds some.", metavar="RECIPE")]
-Out = Annotated[Path | None, typer.Option("--out", help="Run folder; runs/NAME by default.")]
-Sets = Annotated[list[str] | None, typer.Option("--set", help="Change a value, as in split.fraction=0.2; repeatable.")]
-Redo = Annotated[bool, typer.Option("--redo", help="Replace stages that other settings made.")]
-KeepGoing = Annotated[bool, typer.Option("--keep-going", help="List unusable images in rejected.csv and go on.")]
-Threads = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads; the library's choice by default.")]
-
-Device = Annotated[str, typer.Option("--device", help="cpu, cuda, ...; auto takes a GPU where there is one.")]
+app.add_typer(sam_app, name="sam")
 
 
 @app.callback()
@@ -47,44 +51,19 @@ def _execute(
     keep_going: bool,
     threads: int | None,
     device: str,
+    allow_sam3: bool = False,
 ) -> None:
     """Run the stages of a recipe up to and including one."""
     from fewlabel.pipeline.folder import STAGES
     from fewlabel.pipeline.run import Run
     from fewlabel.recipe import load_recipe
 
-    settings = load_recipe(recipe, tuple(sets or ()))
+    agreed = ("teacher.allow_sam3=true",) if allow_sam3 else ()
+    settings = load_recipe(recipe, (*(sets or ()), *agreed))
     folder = out or Path("runs") / settings.name
-    run = Run(settings, folder, keep_going=keep_going, redo=redo, device=_prepare(threads, device))
-    with _stoppable():
+    run = Run(settings, folder, keep_going=keep_going, redo=redo, device=prepare(threads, device))
+    with stoppable():
         run.execute(next(stage for stage in STAGES if stage == until))
-
-
-def _prepare(threads: int | None, device: str) -> str:
-    """Set the number of CPU threads and choose the device: `auto` is the GPU where there is one."""
-    import torch
-
-    if threads is not None:
-        torch.set_num_threads(threads)
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError):
-        raise RunError(
-            f"Device {device!r} cannot be used here; give cpu, cuda, cuda:1 or leave --device out."
-        ) from None
-    return device
-
-
-@contextmanager
-def _stoppable() -> Iterator[None]:
-    """Turn Ctrl-C and SIGTERM, after which the state has been saved, into a sentence and status 130."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        print("fewlabel: stopped; the same command goes on from here.", file=sys.stderr)
-        raise typer.Exit(130) from None
 
 
 STAGE_COMMANDS = {
@@ -111,8 +90,9 @@ def _add_stage_command(name: str, until: str, help: str) -> None:
         keep_going: KeepGoing = False,
         threads: Threads = None,
         device: Device = "auto",
+        allow_sam3: AllowSam3 = False,
     ) -> None:
-        _execute(until, recipe, out, sets, redo, keep_going, threads, device)
+        _execute(until, recipe, out, sets, redo, keep_going, threads, device, allow_sam3)
 
 
 @app.command()
@@ -120,8 +100,8 @@ def demo(out: Out = None, threads: Threads = None, device: Device = "auto") -> N
     """Run the main job on rendered infrared scenes with the embedded nano-SAM."""
     from fewlabel.pipeline.demo import run_demo
 
-    with _stoppable():
-        run_demo(out or Path("runs") / "demo", device=_prepare(threads, device))
+    with stoppable():
+        run_demo(out or Path("runs") / "demo", device=prepare(threads, device))
 
 
 @app.command()
@@ -180,18 +160,23 @@ def pretrain(
     out: Annotated[Path, typer.Option("--out", help="Folder for log, checkpoints and weights.")] = Path(
         "runs/nano-sam"
     ),
-    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Optimiser steps; the card's by default.")] = None,
+    preset: Annotated[str, typer.Option("--preset", help="Recipe: cpu for one core, gpu for large batches.")] = "cpu",
+    steps: Annotated[
+        int | None, typer.Option("--steps", min=1, help="Optimiser steps; the recipe's by default.")
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
+    start: Annotated[str | None, typer.Option("--start", help="nano, or a folder of weights to go on from.")] = None,
+    workers: Annotated[int, typer.Option("--workers", min=0, help="Processes that render scenes.")] = 0,
     threads: Threads = None,
     device: Device = "auto",
 ) -> None:
     """Train nano-SAM on rendered infrared scenes and objects with SAM's recipe."""
-    chosen = _prepare(threads, device)
-    from fewlabel.sam.pretrain import PretrainConfig, pretrain
+    chosen = prepare(threads, device)
+    from fewlabel.sam.pretrain import configure, pretrain
 
-    config = PretrainConfig() if steps is None else PretrainConfig(steps=steps)
-    with _stoppable():
-        result = pretrain(config, out, seed=seed, device=chosen)
+    config = configure(preset, steps=steps)
+    with stoppable():
+        result = pretrain(config, out, seed=seed, device=chosen, workers=workers, start=start)
     print(f"nano-SAM: {result.steps} steps in {result.seconds:.0f} s, weights in {result.folder}")
 
 
@@ -213,7 +198,3 @@ def main() -> None:
             file=sys.stderr,
         )
         sys.exit(2)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,5 @@
+"""`python -m fewlabel.cli`."""
+
+from fewlabel.cli import main
+
+main()

@@ -248,6 +248,23 @@ def test_half_written_file_is_never_read(tmp_path, share):
     assert all(right(again.read(key), key) for key in "acd")
 
 
+def test_a_shard_that_goes_between_the_two_openings_is_a_miss(tmp_path, monkeypatch):
+    """safetensors opens a file for its header and torch opens it again for the tensors."""
+    store = ShardStore(tmp_path, 10**6)
+    store.write({"a": tensors("a")})
+    whole = torch.UntypedStorage.from_file
+
+    def late(path, *arguments, **options):
+        Path(path).unlink()
+        return whole(path, *arguments, **options)
+
+    monkeypatch.setattr(torch.UntypedStorage, "from_file", late)
+    assert store.read("a") is None
+    monkeypatch.undo()
+    store.write({"a": tensors("a")})
+    assert right(store.read("a"), "a")
+
+
 def test_two_processes_and_a_killed_third_share_a_bounded_folder(tmp_path):
     """Nothing wrong is ever read, the bound holds at every look, and both find what the other wrote."""
     bound = 5 * one_shard(tmp_path) + 10

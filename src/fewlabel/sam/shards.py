@@ -67,7 +67,8 @@ class ShardStore:
             with safe_open(path, framework="pt") as file:
                 parts = range(sum(name.endswith(f".{key}") for name in file.keys()))  # noqa: SIM118 it is not a mapping
                 tensors = [file.get_tensor(f"{part}.{key}") for part in parts]
-        except FileNotFoundError:  # another process made room just now
+        except (FileNotFoundError, RuntimeError):
+            # Another process made room just now. safetensors opens a file twice; the second time torch fails in its way.
             tensors = []
         except SafetensorError:  # damaged, and not by a kill
             path.unlink(missing_ok=True)

@@ -68,7 +68,7 @@ class ShardStore:
                 parts = range(sum(name.endswith(f".{key}") for name in file.keys()))  # noqa: SIM118 it is not a mapping
                 tensors = [file.get_tensor(f"{part}.{key}") for part in parts]
         except (FileNotFoundError, RuntimeError):
-            # Another process made room just now. safetensors opens a file twice; the second time torch fails in its way.
+            # Another process made room just now. A file is opened twice, the second time by torch, with its own error.
             tensors = []
         except SafetensorError:  # damaged, and not by a kill
             path.unlink(missing_ok=True)

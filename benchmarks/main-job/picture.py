@@ -34,7 +34,7 @@ def main() -> None:
     teacher = load_teacher(folder.stage("teach"))
     student = load_student(run_recipe(folder), folder, "fewlabel")
     shown = example(chosen, open_dataset(options.data), store, teacher, student)
-    hero(shown, options.out, prior=PRIOR, prior_name=OPERATOR_NAMES[PRIOR])
+    hero(shown, options.out, prior=PRIOR, prior_name=OPERATOR_NAMES[PRIOR].replace("_", " "))
     print(f"{options.out}: {chosen}")
 
 

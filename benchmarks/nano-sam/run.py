@@ -41,6 +41,7 @@ from fewlabel.core.radiometry import standardise, to_unit  # noqa: E402
 from fewlabel.data.synth import infrared, objects  # noqa: E402
 from fewlabel.sam.families import load  # noqa: E402
 from fewlabel.sam.nano import FRAME, NANO_FOLDER  # noqa: E402
+from fewlabel.sam.pretrain_config import PRESETS  # noqa: E402
 from fewlabel.sam.promptable import PromptableSegmenter  # noqa: E402
 from fewlabel.sam.prompts import central_point, tight_box  # noqa: E402
 
@@ -241,8 +242,8 @@ def percent(values: list[float]) -> float:
 
 
 def commit() -> str:
-    """Short hash of the checked-out commit, or "unknown" outside a repository."""
-    call = ["git", "rev-parse", "--short", "HEAD"]
+    """Short hash of the checked-out commit, `-dirty` where files differ from it, or "unknown" outside a repository."""
+    call = ["git", "describe", "--always", "--dirty"]
     answer = subprocess.run(call, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
     return answer.stdout.strip() or "unknown"
 
@@ -252,7 +253,7 @@ def write_card(records: list[dict[str, Any]], training: dict[str, Any]) -> None:
     keys = ("part", "targets", "median_area", "nano-sam", "rules")
     card = {
         "name": "nano-SAM",
-        "what": "A SAM 2 architecture with 2.4 million parameters, trained from random weights. Not one of Meta's "
+        "what": "A SAM 2 architecture with 2.5 million parameters, trained from random weights. Not one of Meta's "
         "models: its figures say nothing about theirs.",
         "data": "Rendered only: half infrared scenes with small targets, half scenes of objects; no real image.",
         "training": training,
@@ -304,11 +305,10 @@ def training_lines(training: dict[str, Any]) -> list[str]:
     lines = []
     for number, stage in enumerate(stages):
         options, minutes = stage.get("config", {}), stage["seconds"] / 60
-        command = f"fewlabel pretrain --steps {stage['steps']} --seed {stage.get('seed')}"
         lines.append(
             f"{'Training' if number == 0 else 'Then from there'}: {stage['steps']} steps of {options.get('batch')} "
             f"images, seed {stage.get('seed')}, {minutes:.0f} minutes on {stage.get('device')} "
-            f"({stage.get('machine')}), {stage.get('date')}: `{command}{' --from FOLDER' if number else ''}`."
+            f"({stage.get('machine')}), {stage.get('date')}: {command_of(stage)}."
         )
     if len(stages) > 1:
         total = training["total"]
@@ -317,6 +317,16 @@ def training_lines(training: dict[str, Any]) -> list[str]:
             "saw the scenes that the renderers of its day drew."
         )
     return lines
+
+
+def command_of(stage: dict[str, Any]) -> str:
+    """The command that makes a stage again: with the preset that has its options, or else where these are written."""
+    config = stage.get("config", {})
+    for name, preset in PRESETS.items():
+        if preset.model_dump(mode="json") | {"steps": config.get("steps")} == config:
+            start = " --start FOLDER" if "from" in stage else ""
+            return f"`fewlabel pretrain --preset {name} --steps {config['steps']} --seed {stage['seed']}{start}`"
+    return "its options, which no preset has today, are in `card.json`"
 
 
 def beaten(row: dict[str, Any], prompt: str) -> bool:

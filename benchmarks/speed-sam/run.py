@@ -54,12 +54,13 @@ def build(name: str, device: str) -> PromptableSegmenter:
         return load("nano").to(device)
     import transformers
 
-    entry = find(name)
-    if entry is None:
-        raise SystemExit(f"{name} is not in `fewlabel sam list`")
-    kind = {"sam": "Sam", "sam2": "Sam2", "sam_hq": "SamHQ"}[entry.family]
-    config = getattr(transformers, f"{kind}Config")()
+    entry, kinds = find(name), {"sam": "Sam", "sam2": "Sam2", "sam_hq": "SamHQ"}
+    if entry is None or entry.family not in kinds:
+        raise SystemExit(f"{name} is not measured; choose a SAM, SAM-HQ or SAM 2 of `fewlabel sam list`")
+    config = getattr(transformers, f"{kinds[entry.family]}Config")()
     encoder = config.vision_config
+    # The library's 1e-10 for SAM makes features of 1e-20: no precision shows in them, and subnormal numbers are slow.
+    encoder.initializer_range = 0.02
     if entry.family == "sam":
         width, depth = entry.encoder
         every = depth // 4

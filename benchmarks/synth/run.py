@@ -72,8 +72,8 @@ def machine() -> str:
 
 
 def commit() -> str:
-    """Short hash of the checked-out commit, or 'unknown' outside a repository."""
-    call = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    """Short hash of the checked-out commit, `-dirty` where files differ from it, or 'unknown' outside a repository."""
+    call = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
     done = subprocess.run(call, capture_output=True, text=True, check=False)
     return done.stdout.strip() or "unknown"
 

@@ -41,6 +41,8 @@ def test_number_of_prompts(prompts, count):
         ({"points": torch.tensor([torch.nan, 3.0])}, r"point \(nan, 3\) of prompt 0 is not finite"),
         ({"points": torch.tensor([3.0, torch.inf])}, r"\(3, inf\) of prompt 0 is not finite"),
         ({"boxes": torch.tensor([3.0, 3.0, 9.0, 31.0])}, r"box corner \(9, 31\)"),
+        ({"boxes": torch.tensor([9.0, 3.0, 3.0, 8.0])}, r"box \(9.0, 3.0, 3.0, 8.0\).*swapped"),
+        ({"boxes": torch.tensor([3.0, 3.0, 9.0, 3.0])}, "is empty"),
         ({"masks": torch.zeros(2, 1, 50, 30)}, "masks are 50x30.*30x50 pixels.*16x16 cells"),
         ({"labels": torch.ones(2, 1, 1)}, "do not belong to points None"),
     ],

@@ -91,7 +91,8 @@ def test_warm_start_goes_on_from_weights_and_counts_their_training(tmp_path, seg
     assert facts["steps"] == 2 and facts["total"]["steps"] == 3 and facts["total"]["images"] == 3
     assert facts["from"]["training"]["seed"] == 4
     with pytest.raises(RunError, match="other settings, seed or inputs"):
-        pretrain(first, tmp_path / "b", seed=9)
+        pretrain(first, tmp_path / "b", seed=8)
+    assert publish(tmp_path / "b", tmp_path / "again") == facts  # what was refused has changed nothing
 
 
 def test_warm_start_from_another_architecture_is_refused(tmp_path, tiny_models):

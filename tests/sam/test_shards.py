@@ -79,6 +79,34 @@ def test_another_store_on_the_folder_sees_what_is_written_later(tmp_path):
     assert right(one.read("b"), "b")
 
 
+def test_what_went_and_was_written_anew_elsewhere_is_found_by_the_other_store(tmp_path):
+    one, other = (ShardStore(tmp_path, 10**6) for _ in range(2))
+    one.write({"a": tensors("a")})
+    assert right(other.read("a"), "a")
+    for path in tmp_path.glob("*.safetensors"):  # as when room was made
+        path.unlink()
+    one.write({"a": tensors("a"), "b": tensors("b")})
+    assert right(other.read("a"), "a")
+    other.write({"a": tensors("a")})
+    assert len(list(tmp_path.glob("*.safetensors"))) == 1
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", ".bashrc", INDEX])
+def test_folder_of_other_files_is_refused_and_left_alone(tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(RunError, match="holds other files, not a cache; give a new or an empty folder"):
+        ShardStore(tmp_path, 10**6)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_text() == "mine"
+
+
+def test_hidden_files_of_others_stay_in_a_cache(tmp_path):
+    ShardStore(tmp_path, 10**6).write({"a": tensors("a")})
+    (tmp_path / ".gitignore").write_text("*")
+    assert right(ShardStore(tmp_path, 10**6).read("a"), "a")
+    assert (tmp_path / ".gitignore").read_text() == "*"
+
+
 def test_longest_unused_shards_make_room(tmp_path):
     size = one_shard(tmp_path)
     store = ShardStore(tmp_path / "cache", 3 * size + 10)

@@ -32,7 +32,8 @@ def check_prompts(
         The number P of prompts per image, which may be 0; 1 where there is no prompt at all.
 
     Raises:
-        ModelError: Shapes disagree, K is 0, or a coordinate is not finite or lies outside [0, W] x [0, H].
+        ModelError: Shapes disagree, K is 0, a coordinate is not finite or lies outside [0, W] x [0, H], or a box is
+            empty.
     """
     if labels is not None and (points is None or labels.shape != points.shape[:3]):
         got = None if points is None else tuple(points.shape)
@@ -70,6 +71,13 @@ def check_prompts(
         _check_inside("point", points, used, frame)
     if boxes is not None:
         _check_inside("box corner", boxes.unflatten(-1, (2, 2)), None, frame)
+        empty = (boxes[..., 2:] <= boxes[..., :2]).any(-1)
+        if empty.any():
+            b, p = empty.nonzero()[0].tolist()
+            raise ModelError(
+                f"The box {tuple(boxes[b, p].tolist())} of prompt {p} in image {b} is empty or its corners are swapped; "
+                "give x0, y0, x1, y1 with x0 < x1 and y0 < y1."
+            )
     return count
 
 

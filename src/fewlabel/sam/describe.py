@@ -183,12 +183,7 @@ def _describe_original(path: Path) -> Description:
     """A checkpoint in its authors' names."""
     from fewlabel.sam.convert import identify, read_original
 
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        tensors = load_file(path)
-    else:
-        tensors = read_original(path)
+    tensors = read_original(path)
     try:
         kind = identify(tensors)
     except ModelError as error:

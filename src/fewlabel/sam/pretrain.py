@@ -65,7 +65,8 @@ def pretrain(
     earlier: dict[str, Any] | None = None
     if start is not None:
         earlier = warm_start(segmenter, start)
-    write_json(folder / SETTINGS, settings(config, seed, device) | ({"from": earlier} if earlier else {}))
+    if not any((folder / name).exists() for name in (CHECKPOINT, WEIGHTS)):  # else they say what was begun here
+        write_json(folder / SETTINGS, settings(config, seed, device) | ({"from": earlier} if earlier else {}))
     bare_encoder(segmenter)
     exact_positions(segmenter, torch.device(device).type)
     warm = start is not None

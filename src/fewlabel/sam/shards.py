@@ -36,7 +36,7 @@ class ShardStore:
         max_bytes: Bound on the bytes of all shards together, those of other processes included.
 
     Raises:
-        RunError: The folder cannot be made or written to.
+        RunError: The folder cannot be made or written to, or holds other files, which a store would take for its own.
     """
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
@@ -47,6 +47,9 @@ class ShardStore:
         self._lines = 0
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            # The lock is the first file of a store: looked for after the others, it is there if they are a store's.
+            if any(folder.iterdir()) and not (folder / LOCK).exists():
+                raise RunError(f"{folder} holds other files, not a cache; give a new or an empty folder.")
             with self._locked():
                 self._recover()
         except OSError as error:
@@ -119,8 +122,13 @@ class ShardStore:
 
     def _find(self, key: str) -> Path | None:
         """The shard of a key if both the index and the folder know it."""
-        if key not in self._shards:
-            self._refresh()
+        if (path := self._known(key)) is None:
+            self._refresh()  # another process may have written it since, also anew after its shard went
+            path = self._known(key)
+        return path
+
+    def _known(self, key: str) -> Path | None:
+        """The shard of a key as far as the index was read, if it is still there."""
         name = self._shards.get(key)
         return self.folder / name if name is not None and (self.folder / name).exists() else None
 
@@ -181,7 +189,8 @@ class ShardStore:
     def _recover(self) -> None:
         """Clear up after killed processes and write the index anew; the lock is held, so nobody writes."""
         for leftover in self.folder.glob(".*"):
-            leftover.unlink(missing_ok=True)
+            if leftover.suffix in (SUFFIX, Path(INDEX).suffix):
+                leftover.unlink(missing_ok=True)
         self._refresh()
         keys: dict[str, list[str]] = {}
         for key, name in self._shards.items():

@@ -29,9 +29,9 @@ def test_the_images_are_not_of_the_distribution_that_the_teacher_is_taught_on() 
 def test_few_labels_and_the_same_training_for_every_student() -> None:
     recipe = parse_recipe(yaml.safe_load((files("fewlabel") / "recipes" / "demo.yaml").read_text()), "demo.yaml")
     assert recipe.split.fraction is not None and recipe.split.fraction * TRAIN <= 6
-    assert recipe.methods == ("labels-only", "fewlabel", "all-labels")
-    # Rendered scenes before the training would be steps that labels-only does not get.
-    assert recipe.student.synthetic_steps == 0
+    assert recipe.methods == ("labels-only", "synthetic-pretrained", "fewlabel", "all-labels")
+    # Rendered scenes before the training are steps that labels-only does not get: their control must be in the table.
+    assert recipe.student.synthetic_steps > 0 and "synthetic-pretrained" in recipe.student.compare
 
 
 def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path: Path) -> None:

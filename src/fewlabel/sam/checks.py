@@ -75,8 +75,8 @@ def check_prompts(
         if empty.any():
             b, p = empty.nonzero()[0].tolist()
             raise ModelError(
-                f"The box {tuple(boxes[b, p].tolist())} of prompt {p} in image {b} is empty or its corners are swapped; "
-                "give x0, y0, x1, y1 with x0 < x1 and y0 < y1."
+                f"The box {tuple(boxes[b, p].tolist())} of prompt {p} in image {b} is empty or its corners are swapped;"
+                " give x0, y0, x1, y1 with x0 < x1 and y0 < y1."
             )
     return count
 

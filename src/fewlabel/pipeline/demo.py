@@ -26,8 +26,8 @@ The teacher's own scenes keep the defaults. Otherwise it would be taught on the 
 CAVEAT = (
     f"The demo's images are rendered, {SIZE} x {SIZE} pixels each, and so are the scenes that nano-SAM, the teacher and"
     " the pre-trained students learned from: by the same renderer, though the demo's are blurrier, noisier and more"
-    " cluttered. That favours fewlabel over labels-only, and synthetic-pretrained most of all. It is one seed, few steps"
-    " and a small test list: it shows the way, not the gain. Results on recorded images are in the README."
+    " cluttered. That favours fewlabel over labels-only, and synthetic-pretrained most of all. It is one seed, few"
+    " steps and a small test list: it shows the way, not the gain. Results on recorded images are in the README."
 )
 
 

@@ -198,6 +198,7 @@ def test_images_without_targets_are_legal_and_named(data: Path, call: Call) -> N
         (("run", RECIPE, "--set", "split.fraction=1.5"), "'split.fraction' is 1.5"),
         (("run", RECIPE, "--set", "teach.stpes=3"), "key 'teach.stpes' does not exist"),
         (("run", "absent.yaml"), "absent.yaml does not exist"),
+        (("check", "nowhere"), "nowhere does not exist; give the folder"),
         (("check", "absent"), "absent"),
         (("export", "absent"), "not a run folder"),
         (("predict", "absent.onnx", "absent", "--out", "out"), "absent.onnx"),

@@ -124,7 +124,7 @@ def test_single_pixel_image_can_be_read(tmp_path):
 
 def test_folders_that_are_no_data_set(tmp_path):
     refuses(tmp_path, "no folder 'images'")
-    refuses(tmp_path / "nowhere", "no folder 'images'")
+    refuses(tmp_path / "nowhere", "nowhere does not exist")
     add(tmp_path)
     refuses(tmp_path, "holds no image", ".png")
     add(tmp_path, "a", masks=False)

@@ -113,6 +113,8 @@ def check(
     keep_going: KeepGoing = False,
 ) -> None:
     """Decode every image and mask once and say what is there and what is wrong."""
+    if not data.exists():
+        raise RunError(f"{data} does not exist; give the folder of a data set, or a recipe.")
     if not data.is_dir():
         _execute("check", data, out, sets, redo, keep_going, None, "cpu")
         return

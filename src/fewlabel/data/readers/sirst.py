@@ -51,6 +51,8 @@ class SirstDataset:
         self.root = Path(root)
         self.name = self.root.resolve().name
         images = self.root / "images"
+        if not self.root.is_dir():
+            raise DataError(f"The data folder {self.root} does not exist; set data.root to the folder of the images.")
         if not images.is_dir():
             raise DataError(f"{self.root} has no folder 'images': expected the layout images/ masks/ img_idx/.")
         self._images = _by_stem(images)

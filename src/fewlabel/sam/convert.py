@@ -330,8 +330,8 @@ def _dense(value: object) -> bool:
 def _damaged(path: Path, error: object) -> str:
     """The sentence for a file that cannot be read."""
     return (
-        f"{path} is not a checkpoint that can be read ({_first_line(error)}): it is damaged or something else; give the "
-        "authors' .pth or .pt, downloaded again if need be."
+        f"{path} is not a checkpoint that can be read ({_first_line(error)}): it is damaged or something else; give "
+        "the authors' .pth or .pt, downloaded again if need be."
     )
 
 

@@ -27,3 +27,9 @@ class ModelError(FewlabelError):
 
 class ExportError(FewlabelError):
     """An exported model does not reproduce the network it came from."""
+
+
+def first_line(error: object) -> str:
+    """What a library said, for a sentence of ours: its first line without the final stop, or the name of its class."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(". :") if lines else type(error).__name__

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from fewlabel.core.errors import ModelError
+from fewlabel.core.errors import ModelError, first_line
 from fewlabel.core.files import replace_folder, sha256_file, write_text
 from fewlabel.sam.keys import SHARED, TIED, sam2_keys, sam_keys, some
 from fewlabel.sam.sizes import decoder_config, hiera_variant, merged, sam2_config, sam_config, vit_variant
@@ -98,7 +98,7 @@ def convert(path: Path, out: Path, config: Mapping[str, Any] | None = None) -> C
         try:
             save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
         except SafetensorError as error:
-            raise ModelError(f"{out / WEIGHTS} cannot be written ({_first_line(error)}); check the disk.") from None
+            raise ModelError(f"{out / WEIGHTS} cannot be written ({first_line(error)}); check the disk.") from None
     unused = (*beside, *(name for name, new in keys.items() if new is None))
     return Conversion(kind.family, kind.variant, len(state), unused, digest, sha256_file(out / WEIGHTS), out)
 
@@ -237,7 +237,7 @@ def blueprint(
             return (SamModel(SamConfig(**sizes)) if kind.family == "sam" else Sam2Model(Sam2Config(**sizes))), keys
     except Exception as error:  # each part of transformers refuses impossible sizes with a class of its own
         raise ModelError(
-            f"no network has the sizes that its tensors tell ({_first_line(error)}); the file is damaged, download it "
+            f"no network has the sizes that its tensors tell ({first_line(error)}); the file is damaged, download it "
             "again."
         ) from None
 
@@ -330,12 +330,6 @@ def _dense(value: object) -> bool:
 def _damaged(path: Path, error: object) -> str:
     """The sentence for a file that cannot be read."""
     return (
-        f"{path} is not a checkpoint that can be read ({_first_line(error)}): it is damaged or something else; give "
+        f"{path} is not a checkpoint that can be read ({first_line(error)}): it is damaged or something else; give "
         "the authors' .pth or .pt, downloaded again if need be."
     )
-
-
-def _first_line(error: object) -> str:
-    """First line of a library's message, without its final stop."""
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(". :") if lines else type(error).__name__

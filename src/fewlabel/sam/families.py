@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fewlabel.core.errors import ModelError
+from fewlabel.core.errors import ModelError, first_line
 from fewlabel.sam.catalogue import RESTRICTIONS, find
 from fewlabel.sam.describe import family_of_type, read_config, stored_shapes
 from fewlabel.sam.family import FAMILIES
@@ -56,7 +56,7 @@ def load(name_or_path: str, *, allow_sam3: bool = False) -> PromptableSegmenter:
             raise
         except Exception as error:  # transformers, its configurations and safetensors have classes of their own
             raise ModelError(
-                f"The weights of {name_or_path} cannot be loaded ({_first_line(error)}); download the checkpoint again."
+                f"The weights of {name_or_path} cannot be loaded ({first_line(error)}); download the checkpoint again."
             ) from error
     if wrong:
         raise ModelError(
@@ -110,7 +110,7 @@ def _model_type(name: str, source: str) -> str:
             return str(_hub_config(source).get("model_type"))
     except Exception as error:  # of the network, of the id's form, of the hub's client
         raise ModelError(
-            f"{name} is neither a folder nor a checkpoint that can be fetched ({_first_line(error)}); use 'nano', the "
+            f"{name} is neither a folder nor a checkpoint that can be fetched ({first_line(error)}); use 'nano', the "
             "path of a local checkpoint folder, or a name from `fewlabel sam list` while online."
         ) from error
 
@@ -126,9 +126,3 @@ def _hub_config(source: str) -> dict[str, Any]:
         HfApi().model_info(source, timeout=10)  # without network this fails at once; fetching would retry for long
         config = PreTrainedConfig.get_config_dict(source)[0]
     return config
-
-
-def _first_line(error: BaseException) -> str:
-    """First line of a library's message, without its final stop."""
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(". :") if lines else type(error).__name__

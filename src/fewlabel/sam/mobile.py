@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedConfig, SamMaskDecoderConfig, SamModel, SamPromptEncoderConfig
 from transformers.models.sam.modeling_sam import SamMaskDecoder, SamPositionalEmbedding, SamPromptEncoder
 
-from fewlabel.core.errors import DataError, ModelError
+from fewlabel.core.errors import DataError, ModelError, first_line
 from fewlabel.core.files import atomic_path, read_json, write_json
 from fewlabel.sam.keys import SHARED, TIED, sam_decoder_keys, some
 from fewlabel.sam.tinyvit import TinyVit, TinyVitConfig
@@ -129,7 +129,7 @@ def build_mobile_sam(config: Mapping[str, Any] | None = None, seed: int = 0) -> 
         raise
     except Exception as error:  # each version of transformers refuses a field with a class of its own
         raise ModelError(
-            f"MobileSAM cannot be built from this configuration ({_first_line(error)}); restore its config.json."
+            f"MobileSAM cannot be built from this configuration ({first_line(error)}); restore its config.json."
         ) from None
 
 
@@ -180,7 +180,7 @@ def load_mobile_sam(folder: Path) -> MobileSamModel:
         raise ModelError(f"{path} does not exist; convert the original checkpoint again.") from None
     except (OSError, SafetensorError, RuntimeError) as error:
         raise ModelError(
-            f"{path} does not hold the weights that its config.json describes ({_first_line(error)}); convert the "
+            f"{path} does not hold the weights that its config.json describes ({first_line(error)}); convert the "
             "original checkpoint again."
         ) from None
     return model.eval()
@@ -236,9 +236,3 @@ def _rename(name: str) -> str:
     for pattern, ours in RENAMES:
         name = re.sub(pattern, ours, name)
     return name
-
-
-def _first_line(error: BaseException) -> str:
-    """First line of a library's message, without its final stop."""
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(". :") if lines else type(error).__name__

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from fewlabel.core.errors import RunError
+from fewlabel.core.errors import RunError, first_line
 from fewlabel.core.radiometry import standardise, to_unit
 from fewlabel.data.synth import infrared, objects
 from fewlabel.sam.nano import FRAME
@@ -219,10 +219,9 @@ class Batches:
         try:
             batch = next(self._coming)
         except (RuntimeError, OSError, EOFError) as error:
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise RunError(
-                f"A rendering process ended at step {step} ({reason}); run again to go on from the last checkpoint, "
-                f"with fewer than {self.workers} workers if memory is short."
+                f"A rendering process ended at step {step} ({first_line(error)}); run again to go on from the last "
+                f"checkpoint, with fewer than {self.workers} workers if memory is short."
             ) from error
         self._next = step + 1
         return batch

@@ -1,9 +1,8 @@
 """ACM: a small U-Net whose skips are fused by asymmetric contextual modulation."""
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fewlabel.students.layers import at_multiple, conv_norm, initialise, residual_stage, stem, widen
+from fewlabel.students.layers import at_multiple, conv_norm, enlarge, initialise, residual_stage, stem, widen
 
 WIDTHS = (16, 32, 64)  # channels at strides 4, 8 and 16
 STEM = 8
@@ -93,4 +92,4 @@ class ACM(nn.Module):
         high = self.stage3(low2)
         high = self.decode2(self.fuse2(self.widen2(high), low2))
         high = self.decode1(self.fuse1(self.widen1(high), low1))
-        return F.interpolate(self.head(high), scale_factor=4, mode="bilinear", align_corners=False)
+        return enlarge(self.head(high), 4)

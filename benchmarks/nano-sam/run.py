@@ -1,6 +1,6 @@
 """What one click, three clicks or a box get from nano-SAM, zero-shot, beside simple rules given the same prompt.
 
-    python benchmarks/nano-sam/run.py [--model nano] [--images 60] [--force] [--card]
+    python benchmarks/nano-sam/run.py [--model nano] [--images 80] [--force] [--card]
 
 Sets: rendered scenes from seeds that pre-training never uses, and real images that it never saw: the training lists of
 NUAA-SIRST, NUDT-SIRST and DSB2018 (folder FEWLABEL_DATA, default ../shared/data; a missing set is skipped and named).
@@ -337,7 +337,7 @@ def beaten(row: dict[str, Any], prompt: str) -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="nano")
-    parser.add_argument("--images", type=int, default=60, help="images of each set")
+    parser.add_argument("--images", type=int, default=80, help="images of each set")
     parser.add_argument("--targets", type=int, default=3, help="targets of each image")
     parser.add_argument("--sets", nargs="*", default=list(SETS), choices=list(SETS))
     parser.add_argument("--results", type=Path, default=RESULTS)

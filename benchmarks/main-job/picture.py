@@ -11,7 +11,7 @@ from fewlabel.labels.store import LabelStore
 from fewlabel.pipeline.collect import example
 from fewlabel.pipeline.folder import RunFolder
 from fewlabel.pipeline.inputs import open_dataset
-from fewlabel.pipeline.stages import load_student, run_recipe
+from fewlabel.pipeline.trained import load_student, run_recipe
 from fewlabel.report.plots import hero
 from fewlabel.scalpel.bank import OPERATOR_NAMES
 from fewlabel.scalpel.teacher import load_teacher

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from fewlabel.core.files import read_json, write_json
 from fewlabel.pipeline.folder import RunFolder
-from fewlabel.pipeline.stages import student_folder
+from fewlabel.pipeline.trained import student_folder
 from fewlabel.recipe import Recipe, load_recipe
 from fewlabel.training.loop import LOG
 

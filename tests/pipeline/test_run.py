@@ -20,7 +20,7 @@ from fewlabel.deploy.predict import predict_folder
 from fewlabel.pipeline.export import export_run
 from fewlabel.pipeline.folder import MANIFEST, NEEDS, STAGES, STARTED, RunFolder, Stage, plan
 from fewlabel.pipeline.run import Run, check_folder
-from fewlabel.pipeline.stages import score_table
+from fewlabel.pipeline.scoring import score_table
 from fewlabel.recipe import load_recipe
 
 RESULTS = ("teach/weights.safetensors", "label/summary.json", "train/fewlabel/weights.safetensors", "eval/scores.json")

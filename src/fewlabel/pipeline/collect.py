@@ -16,7 +16,7 @@ from fewlabel.data.dataset import Dataset
 from fewlabel.data.split import Split
 from fewlabel.labels.store import LabelStore, target_and_weight
 from fewlabel.pipeline.folder import STAGES, RunFolder
-from fewlabel.pipeline.stages import load_student, student_folder
+from fewlabel.pipeline.trained import load_student, student_folder
 from fewlabel.recipe import Recipe, dump_recipe
 from fewlabel.report.contents import DataFacts, Example, PseudoLabels, ReportData, RouterWeights, ScoreRow, StageTime
 from fewlabel.scalpel import transfer

@@ -11,7 +11,8 @@ from fewlabel.deploy.verify import ParityReport, verify
 from fewlabel.pipeline.collect import spread
 from fewlabel.pipeline.folder import RunFolder
 from fewlabel.pipeline.inputs import open_dataset
-from fewlabel.pipeline.stages import THRESHOLD, load_student, run_recipe, student_folder
+from fewlabel.pipeline.scoring import THRESHOLD
+from fewlabel.pipeline.trained import load_student, run_recipe, student_folder
 from fewlabel.training.loop import WEIGHTS
 
 

@@ -10,7 +10,7 @@ from fewlabel.core.errors import RunError
 from fewlabel.core.files import read_json, write_text
 from fewlabel.data.dataset import Dataset
 from fewlabel.data.split import Split
-from fewlabel.pipeline import stages
+from fewlabel.pipeline import scoring, stages
 from fewlabel.pipeline.collect import collect
 from fewlabel.pipeline.folder import RunFolder, Stage, plan
 from fewlabel.pipeline.inputs import checkpoint_hash, inventory, open_dataset
@@ -76,7 +76,7 @@ class Run:
             seconds = (self.folder.manifest(stage) or {}).get("seconds", 0)
             print(f"{stage}: {f'done in {seconds:.0f} s' if done_now else 'already done'}", flush=True)
         if until in ("eval", "report"):
-            print(stages.score_table(self.folder.stage("eval")))
+            print(scoring.score_table(self.folder.stage("eval")))
         if until == "report":
             print(f"report: {(self.folder.stage('report') / 'report.html').resolve()}")
 
@@ -148,11 +148,11 @@ class Run:
         labels, start = self.folder.stage("label"), self.folder.stage("synthetic")
         for method in methods:
             pool = stages.method_pool(method, self.recipe, self.dataset, self.split, labels)
-            held_out = stages.validation_pairs(self.dataset, self.split)
+            held_out = scoring.validation_pairs(self.dataset, self.split)
             stages.train_method(method, self.recipe, pool, held_out, start, out, inputs=inputs, device=self.device)
 
     def _eval(self, out: Path) -> None:
-        stages.evaluate(self.recipe, self.dataset, self.split, self.folder, out)
+        scoring.evaluate(self.recipe, self.dataset, self.split, self.folder, out)
 
     def _report(self, out: Path) -> None:
         write_report(collect(self.recipe, self.folder, self.dataset, self.split), out / "report.html")

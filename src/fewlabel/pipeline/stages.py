@@ -1,40 +1,32 @@
 """The work of each stage: from files to files."""
 
-import math
-from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
-from fewlabel.core.errors import DataError, RunError
+from fewlabel.core.errors import DataError
 from fewlabel.core.files import read_json, sha256_json, write_json
 from fewlabel.core.progress import track
-from fewlabel.core.radiometry import standardise
 from fewlabel.data.check import CheckReport
 from fewlabel.data.check import check as check_dataset
 from fewlabel.data.dataset import Dataset
 from fewlabel.data.pool import PatchPool, loaders
 from fewlabel.data.split import Split, make_split
-from fewlabel.labels.store import LabelStore, target_and_weight
-from fewlabel.metrics.scores import Scores
+from fewlabel.labels.store import LabelStore
 from fewlabel.metrics.scores import evaluate as score
-from fewlabel.pipeline.folder import MANIFEST, RunFolder, Stage
 from fewlabel.pipeline.inputs import draw_scenes, open_dataset, pseudo_loaders
-from fewlabel.recipe import Method, Recipe, parse_recipe
+from fewlabel.pipeline.scoring import THRESHOLD, figures, predictions, validation_pairs
+from fewlabel.pipeline.trained import fresh_student
+from fewlabel.recipe import Method, Recipe
 from fewlabel.scalpel import transfer
 from fewlabel.scalpel.distill import teach
 from fewlabel.scalpel.teacher import ScalpelTeacher, load_teacher
-from fewlabel.students import create
-from fewlabel.students.predict import predict
 from fewlabel.students.train import train_student
 from fewlabel.training.checkpoint import load_weights
 from fewlabel.training.loop import WEIGHTS
 
 CURVE_POINTS = 5  # validations during a training, for the curve in the report; nothing is chosen by them
-THRESHOLD = 0.5  # of every student's probability: a student must be usable as it comes
 
 
 def check(root: Path, out: Path | None, *, keep_going: bool, fraction: float | None) -> CheckReport:
@@ -205,113 +197,3 @@ def method_pool(method: Method, recipe: Recipe, dataset: Dataset, split: Split, 
         pseudo = pseudo_loaders(dataset, LabelStore(label_folder / "labels"))
         return PatchPool([(recipe.student.labelled_share, given), (1.0 - recipe.student.labelled_share, pseudo)])
     return PatchPool([(1.0, given)])
-
-
-def evaluate(recipe: Recipe, dataset: Dataset, split: Split, folder: RunFolder, out: Path) -> None:
-    """Score every student on the test list, and the pseudo-labels where the truth is known; writes scores.json.
-
-    Without a test list no student is scored, which the score table says.
-    """
-    matching = recipe.eval.matching
-    scores: dict[str, Any] = {}
-    for method in recipe.methods if split.test else ():
-        student = load_student(recipe, folder, method)
-        pairs = labelled_pairs(dataset, track(split.test, f"test {method}"))
-        scores[method] = score(predictions(student, pairs), matching=matching)
-    pseudo = read_json(folder.stage("label") / "summary.json")
-    if known := [id for id in split.unlabelled if dataset.has_mask(id)]:
-        store = LabelStore(folder.stage("label") / "labels")
-        truth = ((target_and_weight(store.get(id))[0], dataset.labelled(id).instances.semantic()) for id in known)
-        pseudo["truth"] = score(truth, matching=matching)
-    content = {"methods": scores, "pseudo_labels": pseudo, "threshold": THRESHOLD, "matching": matching}
-    write_json(out / "scores.json", content)
-
-
-def fresh_student(recipe: Recipe) -> nn.Module:
-    """The untrained student; its weights depend on the recipe's seed alone, so every method starts from the same."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
-        return create(recipe.student.network)
-
-
-def student_folder(folder: RunFolder, method: str) -> Path:
-    """Where the student of a method is: the train stage has fewlabel's, the baselines stage all others."""
-    return folder.stage("train" if method == "fewlabel" else "baselines") / method
-
-
-def run_recipe(folder: RunFolder, method: str = "fewlabel") -> Recipe:
-    """The recipe that a run's student was trained with.
-
-    Raises:
-        DataError: The folder is not a run folder.
-        RunError: The stage that trains the student is not done.
-    """
-    if not folder.stage("check").is_dir():
-        raise DataError(f"{folder.path} is not a run folder; give one made by `fewlabel run`.")
-    stage: Stage = "train" if method == "fewlabel" else "baselines"
-    manifest = folder.manifest(stage)
-    if manifest is None:
-        raise RunError(f"Stage {stage!r} of {folder.path} is not done; run it first.")
-    return parse_recipe(manifest["recipe"], str(folder.stage(stage) / MANIFEST))
-
-
-def load_student(recipe: Recipe, folder: RunFolder, method: str) -> nn.Module:
-    """A trained student in eval mode.
-
-    Raises:
-        RunError: The run trained no student by that method.
-    """
-    weights = student_folder(folder, method) / WEIGHTS
-    if not weights.is_file():
-        trained = sorted(path.parent.name for path in folder.path.glob(f"*/*/{WEIGHTS}"))
-        raise RunError(
-            f"{folder.path} holds no student by method {method!r}, only {', '.join(trained) or 'none yet'}; train it or"
-            " choose one of them."
-        )
-    student = fresh_student(recipe)
-    load_weights(weights, student)
-    return student.eval()
-
-
-def labelled_pairs(dataset: Dataset, ids: Iterable[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Standardised images float32 `(H, W)` with their truth bool `(H, W)`, read one at a time."""
-    for id in ids:
-        sample = dataset.labelled(id)
-        yield standardise(sample.image.grey()), sample.instances.semantic()
-
-
-def validation_pairs(dataset: Dataset, split: Split) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The validation part of the labelled share, kept in memory: it is a few images, used again and again."""
-    return list(labelled_pairs(dataset, split.validation))
-
-
-def predictions(
-    student: nn.Module, pairs: Iterable[tuple[np.ndarray, np.ndarray]]
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Predicted and true masks, bool `(H, W)`."""
-    for image, truth in pairs:
-        yield predict(student, image) > THRESHOLD, truth
-
-
-def figures(scores: Scores) -> dict[str, float]:
-    """Those of the four scores that are numbers: without targets, say, there is no Pd."""
-    known = {"IoU": scores["IoU"], "nIoU": scores["nIoU"], "Pd": scores["Pd"], "Fa": scores["Fa"]}
-    return {name: value for name, value in known.items() if math.isfinite(value)}
-
-
-def score_table(folder: Path) -> str:
-    """The score table of an eval stage as plain text."""
-    content = read_json(folder / "scores.json")
-    if not content["methods"]:
-        return "no test list (img_idx/test.txt), so no student was scored"
-    matching = content["matching"]
-    lines = [
-        f"{'method':24s} {'IoU %':>7s} {'nIoU %':>7s} {'Pd %':>7s} {'Fa ppm':>9s}   ({matching} matching, test list)"
-    ]
-    rows = dict(content["methods"])
-    if truth := content["pseudo_labels"].get("truth"):
-        rows["(pseudo-labels)"] = truth
-    for name, row in rows.items():
-        cells = [("–" if row[key] is None else f"{row[key]:.1f}") for key in ("IoU", "nIoU", "Pd", "Fa")]
-        lines.append(f"{name:24s} {cells[0]:>7s} {cells[1]:>7s} {cells[2]:>7s} {cells[3]:>9s}")
-    return "\n".join(lines)

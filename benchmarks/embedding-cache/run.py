@@ -17,9 +17,7 @@ Writes benchmarks/embedding-cache/results/MODEL.json; a record that exists is no
 import argparse
 import copy
 import os
-import platform
 import shutil
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable
@@ -36,6 +34,7 @@ from torch import Tensor  # noqa: E402
 
 from fewlabel.core.files import write_json  # noqa: E402
 from fewlabel.core.masks import components  # noqa: E402
+from fewlabel.core.provenance import commit, processor  # noqa: E402
 from fewlabel.data.readers.sirst import SirstDataset  # noqa: E402
 from fewlabel.sam.cache import EmbeddingCache, image_hash, to_input  # noqa: E402
 from fewlabel.sam.families import load  # noqa: E402
@@ -142,23 +141,6 @@ def measure(segmenter: PromptableSegmenter, images: int, gb: float) -> dict[str,
         shutil.rmtree(folder)
 
 
-def machine() -> str:
-    """Processor's name and number of visible cores."""
-    name = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        models = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        name = models[0] if models else name
-    return f"{name}, {os.cpu_count()} cores"
-
-
-def commit() -> str:
-    """Short hash of the checked-out commit, `-dirty` where files differ from it, or 'unknown' outside a repository."""
-    call = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    done = subprocess.run(call, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="nano", help="what families.load takes: nano, a folder or a hub id")
@@ -182,9 +164,9 @@ def main() -> None:
         "threads": 1,
         "load": round(load_before, 2),
         "device": "cpu-1",
-        "machine": machine(),
+        "machine": processor(),
         "torch": torch.__version__.split("+")[0],
-        "commit": commit(),
+        "commit": commit(Path(__file__).parent),
         "date": date.today().isoformat(),
     }
     write_json(path, record)

@@ -30,9 +30,7 @@ Writes results/NUAA-SIRST-<model>-<views>.json; a set that has one of the same w
 
 import argparse
 import os
-import platform
 import resource
-import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -49,6 +47,7 @@ from PIL import Image  # noqa: E402
 
 from fewlabel.core.files import read_json, sha256_file, write_json  # noqa: E402
 from fewlabel.core.masks import components  # noqa: E402
+from fewlabel.core.provenance import commit, processor  # noqa: E402
 from fewlabel.core.radiometry import standardise, to_unit  # noqa: E402
 from fewlabel.core.types import Instances  # noqa: E402
 from fewlabel.data.synth import infrared  # noqa: E402
@@ -213,13 +212,6 @@ def paired_ratio(runs: dict[str, dict[str, Found]], slow: str, fast: str, what: 
     return round(times[0] / times[1], 2)
 
 
-def commit() -> str:
-    """Short hash of the checked-out commit, with a mark where files differ, or "unknown" outside a repository."""
-    call = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    done = subprocess.run(call, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
-
-
 def peak_rss() -> int:
     """Highest resident memory of this process so far, in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
@@ -310,9 +302,9 @@ def main() -> None:
         "threads": 1,
         "load": round(os.getloadavg()[0], 2),
         "device": "cpu-1",
-        "machine": f"{platform.machine()}, Python {platform.python_version()}",
+        "machine": processor(),
         "torch": torch.__version__.split("+")[0],
-        "commit": commit(),
+        "commit": commit(Path(__file__).parent),
         "date": date.today().isoformat(),
     }
     write_json(path, record)

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from fewlabel.core.files import read_json, write_json
+from fewlabel.core.provenance import commit
 from fewlabel.pipeline.folder import RunFolder
 from fewlabel.pipeline.trained import student_folder
 from fewlabel.recipe import Recipe, load_recipe
@@ -51,7 +52,7 @@ def rounded(scores: dict[str, float | None]) -> dict[str, float | None]:
     return {key: None if scores[key] is None else round(scores[key], 2) for key in ("IoU", "nIoU", "Pd", "Fa")}
 
 
-def write_records(recipe: Recipe, folder: RunFolder, commit: str, device: str) -> None:
+def write_records(recipe: Recipe, folder: RunFolder, code: str, device: str) -> None:
     """One record per method of a finished run."""
     scored = read_json(folder.stage("eval") / "scores.json")
     seconds = {stage: (folder.manifest(stage) or {}).get("seconds", 0.0) for stage in ("teach", "label", "synthetic")}
@@ -75,7 +76,7 @@ def write_records(recipe: Recipe, folder: RunFolder, commit: str, device: str) -
             "device": f"cpu-{os.cpu_count()}" if device == "cpu" else device,
             "machine": trained["machine"],
             "torch": trained["machine"].rsplit(" ", 1)[-1],
-            "commit": commit,
+            "commit": code,
             "date": trained["date"],
             "recipe": recipe.model_dump(mode="json") | {"data": {"format": "sirst", "root": recipe.data.root.name}},
         }
@@ -103,10 +104,7 @@ def run_seed(data: Path, seed: int, until: str, runs: Path, device: str, extra: 
     with (out / "stdout.log").open("a") as log:
         status = subprocess.run(command, stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": "1"}).returncode
     if status == 0 and until == "report":
-        commit = subprocess.run(
-            ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=HERE
-        ).stdout
-        write_records(recipe, RunFolder(out), commit.strip(), device)
+        write_records(recipe, RunFolder(out), commit(HERE), device)
     print(f"{data.name} seed {seed}: {'done' if status == 0 else f'ended with status {status}, see {out}/stdout.log'}")
     return status
 

@@ -19,8 +19,6 @@ same weights is not measured again without --force. --card also writes the card 
 
 import argparse
 import os
-import platform
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -37,6 +35,7 @@ from PIL import Image  # noqa: E402
 
 from fewlabel.core.files import read_json, sha256_file, write_json, write_text  # noqa: E402
 from fewlabel.core.masks import components  # noqa: E402
+from fewlabel.core.provenance import commit, processor  # noqa: E402
 from fewlabel.core.radiometry import standardise, to_unit  # noqa: E402
 from fewlabel.data.synth import infrared, objects  # noqa: E402
 from fewlabel.sam.families import load  # noqa: E402
@@ -241,13 +240,6 @@ def percent(values: list[float]) -> float:
     return round(100.0 * float(np.mean(values)), 1)
 
 
-def commit() -> str:
-    """Short hash of the checked-out commit, `-dirty` where files differ from it, or "unknown" outside a repository."""
-    call = ["git", "describe", "--always", "--dirty"]
-    answer = subprocess.run(call, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
-    return answer.stdout.strip() or "unknown"
-
-
 def write_card(records: list[dict[str, Any]], training: dict[str, Any]) -> None:
     """Write the model card beside the embedded weights: facts as JSON, and the same as a page."""
     keys = ("part", "targets", "median_area", "nano-sam", "rules")
@@ -366,9 +358,9 @@ def main() -> None:
             **measure(name, segmenter, options.images, options.targets),
             "weights_sha256": digest,
             "device": "cpu-1",
-            "machine": f"{platform.machine()}, Python {platform.python_version()}",
+            "machine": processor(),
             "torch": torch.__version__.split("+")[0],
-            "commit": commit(),
+            "commit": commit(Path(__file__).parent),
             "date": date.today().isoformat(),
         }
         write_json(path, record)

@@ -19,8 +19,6 @@ Writes one JSON per cell under benchmarks/speed-sam/results/; a cell that exists
 
 import argparse
 import os
-import platform
-import subprocess
 import time
 from collections.abc import Callable
 from datetime import date
@@ -34,6 +32,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fewlabel.core.files import write_json
 from fewlabel.core.masks import components
+from fewlabel.core.provenance import commit, processor
 from fewlabel.data.readers.sirst import SirstDataset
 from fewlabel.sam.cache import to_input
 from fewlabel.sam.catalogue import find
@@ -163,15 +162,12 @@ def measure(name: str, way: str, options: argparse.Namespace) -> dict[str, Any]:
         record["targets"] = sum(points.shape[1] for _, points in cases)
     if device != "cpu":
         record["peak_memory_mib"] = round(torch.cuda.max_memory_allocated() / 2**20)
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=Path(__file__).parent
-    ).stdout.strip()
     return record | {
         "device": f"cpu-{torch.get_num_threads()}" if device == "cpu" else torch.cuda.get_device_name(),
-        "machine": platform.processor() or platform.machine(),
+        "machine": processor(),
         "load": round(os.getloadavg()[0], 2),
         "torch": torch.__version__.split("+")[0],
-        "commit": commit or "unknown",
+        "commit": commit(Path(__file__).parent),
         "date": date.today().isoformat(),
     }
 

@@ -14,7 +14,6 @@ computed anew) in the same run as its baseline.
 import argparse
 import os
 import platform
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable
@@ -28,6 +27,7 @@ import numpy as np  # noqa: E402  the thread limits have to be set before numpy 
 import scipy  # noqa: E402
 
 from fewlabel.core.files import write_json  # noqa: E402
+from fewlabel.core.provenance import commit, processor  # noqa: E402
 from fewlabel.data.synth import infrared, objects  # noqa: E402
 from fewlabel.data.synth.fields import power_law  # noqa: E402
 from fewlabel.data.synth.objects_coco import write_coco_dataset  # noqa: E402
@@ -61,23 +61,6 @@ def write_coco(rng: np.random.Generator, size: int) -> int:
     return SET
 
 
-def machine() -> str:
-    """Processor's name and number of visible cores."""
-    name = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        models = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        name = models[0] if models else name
-    return f"{name}, {os.cpu_count()} cores"
-
-
-def commit() -> str:
-    """Short hash of the checked-out commit, `-dirty` where files differ from it, or 'unknown' outside a repository."""
-    call = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    done = subprocess.run(call, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=300, help="images per cell")
@@ -109,11 +92,11 @@ def main() -> None:
             "threads": 1,
             "load": round(os.getloadavg()[0], 2),
             "device": "cpu-1",
-            "machine": machine(),
+            "machine": processor(),
             "python": platform.python_version(),
             "numpy": np.__version__,
             "scipy": scipy.__version__,
-            "commit": commit(),
+            "commit": commit(Path(__file__).parent),
             "date": date.today().isoformat(),
         }
         if cell == "field":

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -68,6 +69,7 @@ def test_help_lists_every_command_without_importing_torch() -> None:
         "eval",
         "report",
         "export",
+        "explain",
         "predict",
         "sam",
     ):
@@ -191,6 +193,25 @@ def test_images_without_targets_are_legal_and_named(data: Path, call: Call) -> N
     assert re.search(rf"images without targets: \d+ \(.*{mask.stem}", result.stdout)
 
 
+def test_a_folder_without_masks_is_told_what_is_missing(data: Path, call: Call) -> None:
+    shutil.rmtree(data / "masks")
+    shutil.rmtree(data / "img_idx")  # test images have to have masks
+    result = call("check", data)
+    assert result.returncode == 0, result.stderr
+    (line,) = [line for line in result.stdout.splitlines() if line.startswith("no labels: ")]
+    assert "folder masks/" in line and "nothing can be trained" in line
+
+
+def test_keep_going_says_where_the_rejected_are_even_when_there_are_none(data: Path, call: Call) -> None:
+    out = data.parent / "out"
+    result = call("check", data, "--keep-going", "--out", out)
+    assert f"written: {out / 'check.json'} and {out / 'rejected.csv'}" in result.stdout
+    assert (out / "rejected.csv").read_text() == "id,file,reason\n"
+    before = sorted(data.rglob("*"))
+    assert "nothing was written; --out FOLDER writes" in call("check", data, "--keep-going").stdout
+    assert sorted(data.rglob("*")) == before
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -200,6 +221,7 @@ def test_images_without_targets_are_legal_and_named(data: Path, call: Call) -> N
         (("run", "absent.yaml"), "absent.yaml does not exist"),
         (("check", "absent"), "absent does not exist; give the folder"),
         (("export", "absent"), "not a run folder"),
+        (("explain", "absent", "image"), "absent is no run folder whose label stage is done"),
         (("predict", "absent.onnx", "absent", "--out", "out"), "absent.onnx"),
         (("run", RECIPE, "--device", "toaster"), "Device 'toaster' cannot be used"),
         (("run", RECIPE, "--set", "student.network=vgg"), "'student.network' is 'vgg'"),
@@ -213,6 +235,7 @@ def test_images_without_targets_are_legal_and_named(data: Path, call: Call) -> N
         "no-recipe",
         "no-data",
         "no-run",
+        "no-labels",
         "no-model",
         "no-device",
         "no-network",

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from fewlabel.core.errors import RecipeError
 from fewlabel.recipe import apply_override, dump_recipe, load_recipe
+from fewlabel.students import STUDENTS
 
 SHIPPED = sorted(Path(__file__).parents[1].glob("recipes/*.yaml")) + sorted(
     (Path(__file__).parents[1] / "src" / "fewlabel" / "recipes").glob("*.yaml")
@@ -33,6 +34,17 @@ def test_shipped_recipes_load_and_survive_a_round_trip(path: Path, tmp_path: Pat
         ),
         ("colour=red", "key 'colour' does not exist; the keys there are data, eval, label"),
         ("student.training.stepps=3", "key 'student.training.stepps' does not exist; the keys there are .*steps"),
+        (
+            "student.network=acmm",
+            "'student.network' is 'acmm', but input should be 'acm', 'alcnet', .* or 'unet'; correct it",
+        ),
+        ("student.synthetic_steps=0", "'student': compare holds synthetic-pretrained, which needs synthetic_steps"),
+        ("student.compare=[mean-teachr]", "'student.compare.0' is 'mean-teachr', but input should be 'labels-only', "),
+        (
+            "student={training: {batch: 1}, online: true}",
+            "'student': training.batch is 1, but a batch that learns online",
+        ),
+        ("student.mean_teacher.low=0.9", "'student.mean_teacher': low is 0.9 and high 0.7"),
         ("method=magic", "'method' is 'magic', but input should be 'scalpel'"),
         ("name", "not of the form section.key=value"),
         ("name.deeper=1", "'name' is a value, not a section"),
@@ -42,6 +54,11 @@ def test_shipped_recipes_load_and_survive_a_round_trip(path: Path, tmp_path: Pat
 def test_mistakes_are_named(override: str, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         load_recipe(SHIPPED[0], (override,))
+
+
+@pytest.mark.parametrize("name", STUDENTS)
+def test_every_student_can_be_asked_for(name: str) -> None:
+    assert load_recipe(SHIPPED[0], (f"student.network={name}",)).student.network == name
 
 
 def test_missing_broken_and_empty_files(tmp_path: Path) -> None:

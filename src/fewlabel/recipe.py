@@ -2,7 +2,7 @@
 
 import types
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -11,9 +11,17 @@ from fewlabel.core.errors import RecipeError
 from fewlabel.scalpel.distill import TeachConfig
 from fewlabel.scalpel.teacher import TeacherConfig
 from fewlabel.scalpel.transfer import PseudoConfig
+from fewlabel.students import STUDENTS
+from fewlabel.students.mean_teacher import MeanTeacherConfig
 from fewlabel.students.train import StudentConfig
 
-Method = Literal["labels-only", "synthetic-pretrained", "fewlabel", "all-labels"]
+Baseline = Literal["labels-only", "synthetic-pretrained", "mean-teacher", "all-labels"]
+Method = Baseline | Literal["fewlabel"]
+
+if TYPE_CHECKING:
+    Network = str
+else:  # one list of networks, that of the students; a type checker cannot read a Literal from a map
+    Network = Literal[tuple(STUDENTS)]
 
 
 class Section(BaseModel):
@@ -42,20 +50,44 @@ class SplitSection(Section):
 class StudentSection(Section):
     """The network that ships and how it is trained; every compared method uses the same."""
 
-    network: Literal["acm", "unet"] = Field("acm", description="Architecture, a key of fewlabel.students.STUDENTS.")
+    network: Network = Field("acm", description=f"Architecture: {', '.join(STUDENTS)}.")
     training: StudentConfig = Field(description="Steps, batch, learning rate and losses on labels and pseudo-labels.")
     synthetic_steps: int = Field(0, ge=0, description="Steps on rendered infrared scenes before; 0 starts at random.")
     labelled_share: float = Field(
-        0.5, gt=0, le=1, description="Probability that a crop comes from a given label instead of a pseudo-label."
+        0.5,
+        gt=0,
+        le=1,
+        description="Probability that a crop comes from a given label instead of a pseudo-label; of mean-teacher the"
+        " labelled share of each batch.",
     )
-    compare: tuple[Literal["labels-only", "synthetic-pretrained", "all-labels"], ...] = Field(
-        ("labels-only",), description="Baselines trained beside fewlabel, with the same network and number of steps."
+    soft_weight: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Share of the cross-entropy with the teacher's probabilities in the loss on pseudo-labels; the rest"
+        " is the loss on accepted targets. 0: the probabilities are not kept.",
+    )
+    online: bool = Field(
+        False,
+        description="fewlabel's student also learns online, as mean-teacher does: half of each batch are unlabelled"
+        " crops with its own averaged weights as teacher, the other half labels and pseudo-labels.",
+    )
+    mean_teacher: MeanTeacherConfig = Field(
+        MeanTeacherConfig(), description="Options of mean-teacher, and of fewlabel where it learns online."
+    )
+    compare: tuple[Baseline, ...] = Field(
+        ("labels-only",),
+        description="Baselines trained beside fewlabel, with the same network and number of steps: labels-only;"
+        " synthetic-pretrained, on labels after rendered scenes; mean-teacher, the same and online on unlabelled"
+        " images, without SAM; all-labels.",
     )
 
     @model_validator(mode="after")
-    def _scenes_for_the_control(self) -> "StudentSection":
+    def _consistent(self) -> "StudentSection":
         if "synthetic-pretrained" in self.compare and not self.synthetic_steps:
             raise ValueError("compare holds synthetic-pretrained, which needs synthetic_steps above 0")
+        if (self.online or "mean-teacher" in self.compare) and self.training.batch < 2:
+            raise ValueError("training.batch is 1, but a batch that learns online holds at least 2 crops")
         return self
 
 
@@ -82,7 +114,7 @@ class Recipe(Section):
     @property
     def methods(self) -> tuple[Method, ...]:
         """The trained students in the order of the score table, baselines first."""
-        order: tuple[Method, ...] = ("labels-only", "synthetic-pretrained", "fewlabel", "all-labels")
+        order: tuple[Method, ...] = ("labels-only", "synthetic-pretrained", "mean-teacher", "fewlabel", "all-labels")
         return tuple(method for method in order if method == "fewlabel" or method in self.student.compare)
 
 
@@ -147,8 +179,11 @@ def parse_recipe(values: dict[str, Any], where: str) -> Recipe:
             raise RecipeError(f"Recipe {where}: key {key!r} does not exist; the keys there are {known}.") from None
         if first["type"] == "missing":
             raise RecipeError(f"Recipe {where}: key {key!r} is missing; add it.") from None
-        reason = first["msg"][:1].lower() + first["msg"][1:]
-        raise RecipeError(f"Recipe {where}: {key!r} is {first['input']!r}, but {reason}; correct it.") from None
+        reason = first["msg"].removeprefix("Value error, ")
+        reason = reason[:1].lower() + reason[1:]
+        # A rule that binds several keys is broken by a whole section, which nobody wants to read back.
+        got = "" if isinstance(first["input"], dict) else f" is {first['input']!r}, but"
+        raise RecipeError(f"Recipe {where}: {key!r}{got or ':'} {reason}; correct it.") from None
 
 
 def _known_keys(location: tuple[int | str, ...]) -> list[str]:

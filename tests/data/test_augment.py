@@ -233,3 +233,11 @@ def test_eight_crops_take_milliseconds():
         crop_batch(patches, 256, rng, AugmentConfig())
         times.append(time.process_time() - start)
     assert min(times) < 0.05  # 16 ms on an idle core; the bound leaves room for slow machines
+
+
+def test_a_batch_says_which_images_it_holds():
+    rng = np.random.default_rng(0)
+    plane = rng.random((20, 20)).astype(np.float32)
+    patches = [Patch(plane, plane > 0.9, np.ones_like(plane), id) for id in ("b", "a", "b")]
+    assert crop_batch(patches, 16, rng, AugmentConfig()).ids == ("b", "a", "b")
+    assert crop_batch([Patch(plane, plane > 0.9, plane)], 16, rng, AugmentConfig()).ids == ("unnamed",)

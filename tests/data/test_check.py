@@ -50,6 +50,28 @@ def test_counts_of_good_data(root):
     assert report.to_json()["areas"] == report.areas
 
 
+def test_data_without_any_mask_are_told_what_to_do(root):
+    assert not any(line.startswith("no labels") for line in check(SirstDataset(root)).lines())
+    for mask in (root / "masks").iterdir():
+        mask.unlink()
+    assert check(SirstDataset(root)).lines()[-1].startswith("no labels: no image has a mask")
+
+
+def test_targets_of_more_than_half_an_image_are_legal_and_named(root):
+    inverted = np.full((20, 30), 255, np.uint8)
+    inverted[2, 2] = 0
+    save(root / "masks/c.png", inverted)
+    half = np.zeros((10, 12), np.uint8)
+    half[:5] = 255
+    save(root / "masks/b.png", half)
+    report = check(SirstDataset(root))
+    assert report.rejected == () and report.large_targets == ("c",)
+    line = next(line for line in report.lines() if "more than half" in line)
+    assert "1 (c)" in line and "invert them" in line
+    save(root / "masks/c.png", half.repeat(2, 0).repeat(3, 1)[:, :30])
+    assert not [line for line in check(SirstDataset(root)).lines() if "more than half" in line]
+
+
 def empty_image(root: Path) -> str:
     (root / "images/bad.png").touch()
     save(root / "masks/bad.png", np.ones((20, 30), np.uint8))

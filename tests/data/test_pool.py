@@ -4,12 +4,13 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from PIL import Image as Pillow
 
 from fewlabel.core.errors import DataError
 from fewlabel.core.radiometry import standardise
-from fewlabel.core.types import Image, Instances, Labelled
+from fewlabel.core.types import Image, Instances, Labelled, Unlabelled
 from fewlabel.data.augment import Patch
-from fewlabel.data.pool import PatchPool, loaders, patch_of, patch_of_scene
+from fewlabel.data.pool import PatchPool, loaders, patch_of, patch_of_scene, patch_of_unlabelled, unlabelled_loaders
 from fewlabel.data.readers.sirst import SirstDataset
 from fewlabel.data.synth.infrared import render
 
@@ -94,6 +95,12 @@ def test_patch_of_a_labelled_image():
     np.testing.assert_array_equal(patch.target, mask)
     assert patch.image.dtype == patch.weight.dtype == np.float32 and patch.target.dtype == bool
     assert patch.weight.shape == (12, 17) and (patch.weight == 1).all()
+    assert patch.id == "a"
+    blank = patch_of_unlabelled(Unlabelled(image))
+    np.testing.assert_array_equal(blank.image, patch.image)
+    assert blank.id == "a" and blank.target.dtype == bool and blank.weight.dtype == np.float32
+    assert blank.target.shape == blank.weight.shape == (12, 17)
+    assert not blank.target.any() and not blank.weight.any() and not len(blank.boxes)
 
 
 def test_patch_of_a_rendered_scene():
@@ -110,5 +117,18 @@ def test_loaders_open_files_only_when_drawn(real_data):
     patch = sources[1]()
     sample = data.labelled(data.train_ids[1])
     np.testing.assert_array_equal(patch.target, sample.instances.semantic())
+    assert patch.id == data.train_ids[1]
     with pytest.raises(DataError, match="no such image"):
         sources[3]()
+
+
+def test_unlabelled_loaders_do_not_open_masks(tmp_path):
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+    Pillow.fromarray(np.arange(400, dtype=np.uint8).reshape(20, 20)).save(tmp_path / "images/a.png")
+    (tmp_path / "masks/a.png").write_text("no mask at all")
+    data = SirstDataset(tmp_path)
+    with pytest.raises(DataError, match="masks"):
+        loaders(data, ["a"])[0]()
+    patch = unlabelled_loaders(data, ["a"])[0]()
+    assert patch.id == "a" and patch.image.std() > 0 and not patch.target.any()

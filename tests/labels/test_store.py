@@ -1,6 +1,7 @@
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +84,7 @@ def test_bytes_do_not_depend_on_flushes_and_reopening(tmp_path_factory, steps):
 
 WRITER = """
 import sys
+from dataclasses import replace
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from test_store import make_label
@@ -131,7 +133,52 @@ def test_target_and_weight_against_a_loop_over_pixels():
             is_target = any(mask[row, column] for mask in accepted)
             is_unsure = any(mask[row, column] for mask in unsure)
             assert target[row, column] == is_target
-            assert weight[row, column] == (0.0 if is_unsure and not is_target else 1.0)
+            assert weight[row, column] == (0.0 if (is_unsure and not is_target) or label.unsure else 1.0)
+
+
+def square(row, size=(12, 15)):
+    mask = np.zeros(size, bool)
+    mask[row : row + 2, 3:6] = True
+    return mask
+
+
+def label_with(accepted=(), ignored=(), rejected=(), band=None):
+    """A label with a square in each of the given rows, and a band."""
+    band = np.zeros((12, 15), bool) if band is None else band
+    groups = [np.array([square(row) for row in rows]).reshape(-1, 12, 15) for rows in (accepted, ignored, rejected)]
+    return PseudoLabel(
+        id="a",
+        size=(12, 15),
+        accepted=Instances.from_masks(groups[0], size=(12, 15), source="teacher", round=1),
+        ignored=(*encode_many(groups[1]), encode(band)),
+        rejected=Instances.from_masks(groups[2], size=(12, 15), source="teacher", round=1),
+        reasons=("confident",) * len(accepted) + ("unsure",) * len(ignored) + ("large",) * len(rejected),
+    )
+
+
+def test_an_unsure_image_teaches_nothing_but_an_empty_one_teaches_background():
+    unsure = label_with(ignored=[2], rejected=[8])
+    assert unsure.unsure
+    target, weight = target_and_weight(unsure)
+    assert not target.any() and not weight.any()
+    assert weight.dtype == np.float32
+    for label in (label_with(accepted=[5], ignored=[2]), label_with(rejected=[8]), label_with(band=square(4))):
+        assert not label.unsure
+        _, weight = target_and_weight(label)
+        assert weight[0, 0] == 1 and weight[11, 14] == 1
+    _, weight = target_and_weight(label_with(band=square(4)))
+    np.testing.assert_array_equal(weight == 0, square(4))
+    assert label_with().proposals == 0 and unsure.proposals == 2
+
+
+def test_the_summary_tells_unsure_from_silent_images(tmp_path):
+    store = LabelStore(tmp_path)
+    labels = [label_with(accepted=[5], ignored=[2]), label_with(ignored=[2]), label_with(rejected=[8]), label_with()]
+    for number, label in enumerate(labels):
+        store.add(replace(label, id=f"i{number}"))
+    summary = store.summary()
+    assert (summary["empty"], summary["unsure"], summary["silent"]) == (3, 1, 1)
+    assert summary["ignored_share"] == pytest.approx((6 + 12 * 15) / (4 * 12 * 15))
 
 
 def test_summary_counts(tmp_path):

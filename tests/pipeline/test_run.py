@@ -129,7 +129,8 @@ def test_other_settings_are_refused_and_redo_replaces_only_what_they_touch(
     shutil.copytree(finished.path, tmp_path / "run")
     changed = load_recipe(finished.path / "recipe.yaml", ("label.margin=0.2",))
     written = (tmp_path / "run" / "recipe.yaml").read_text()
-    with pytest.raises(RunError, match=r"Stage 'label' in .* other settings.*--out.*--redo"):
+    hint = r"\(label.margin was 0.1, is 0.2\)"
+    with pytest.raises(RunError, match=rf"Stage 'label' in .* other settings, data or code {hint}; .*--out.*--redo"):
         Run(changed, tmp_path / "run").execute()
     assert (tmp_path / "run" / "recipe.yaml").read_text() == written
     capsys.readouterr()
@@ -137,6 +138,30 @@ def test_other_settings_are_refused_and_redo_replaces_only_what_they_touch(
     said = capsys.readouterr().out
     assert "teach: already done" in said and "baselines: already done" in said
     assert "label: done in" in said and "train: done in" in said
+
+
+def test_a_refusal_says_what_differs_where_that_is_known(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+
+    def make(fingerprint: str, settings: dict) -> bool:
+        return folder.run_stage("teach", fingerprint, lambda out: None, settings=settings, recipe={})
+
+    settings = {"teach": {"steps": 2, "lr": 0.1}, "seed": 0}
+    assert make("a", settings)
+    assert not make("a", settings)
+    for changed, hint in (
+        ({"teach": {"steps": 3, "lr": 0.1}, "seed": 0}, r"\(teach.steps was 2, is 3\)"),
+        ({"teach": {"steps": 3, "lr": 0.2}, "seed": 1}, r"\(teach.steps was 2, is 3 and 2 more\)"),
+        ({"teach": {"steps": 2, "lr": 0.1, "new": 1}, "seed": 0}, r"\(teach.new was None, is 1\)"),
+        (settings, r"\(its own settings are the same: the code, or a stage before it, has changed\)"),
+    ):
+        with pytest.raises(RunError, match=hint):
+            make("b", changed)
+    manifest = json.loads((tmp_path / "teach" / MANIFEST).read_text())
+    del manifest["settings"]
+    (tmp_path / "teach" / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(RunError, match="other settings, data or code; choose"):
+        make("b", settings)
 
 
 def test_changed_data_are_noticed(finished: Run, scenes: Path) -> None:
@@ -179,7 +204,11 @@ def test_cheap_stages_are_replaced_without_asking_and_a_failed_one_leaves_nothin
     run = Run(load_recipe(path, (f"data.root={copied}",)), tmp_path / "other")
     with pytest.raises(DataError, match=victim.stem):
         run.execute("split")
-    assert not (tmp_path / "other" / "check").exists()
+    assert not (tmp_path / "other").exists(), "nothing was done, so there is no run"
+    (tmp_path / "other").mkdir()
+    with pytest.raises(DataError, match=victim.stem):
+        run.execute("split")
+    assert list((tmp_path / "other").iterdir()) == [], "a folder that was there is left there"
     victim.write_bytes(good)
     run.execute("split")
 

@@ -6,7 +6,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fewlabel.report.charts import HEIGHT, WIDTH, Line, line_chart, loss_chart, smooth, thin, ticks, validation_chart
+from fewlabel.report.charts import (
+    GAP,
+    HEIGHT,
+    WIDTH,
+    Axis,
+    Line,
+    line_chart,
+    loss_chart,
+    smooth,
+    thin,
+    ticks,
+    validation_chart,
+)
 
 numbers = st.floats(-1e6, 1e6, allow_nan=False, allow_subnormal=False)
 
@@ -55,6 +67,41 @@ def test_higher_values_are_drawn_higher() -> None:
     assert found
     heights = [float(pair.split(",")[1]) for pair in found[1].split()]
     assert heights == sorted(heights, reverse=True)
+
+
+@given(st.lists(st.just(0.0) | st.floats(1e-6, 1e6), min_size=1, max_size=20))
+def test_a_logarithmic_axis_keeps_the_order_and_has_a_place_for_zero(values: list[float]) -> None:
+    axis = Axis(values, (0.0, 100.0), log=True)
+    places = [axis.place(value) for value in sorted(values)]
+    assert places == sorted(places) and places[0] >= 0 and places[-1] <= 100
+    ticks_ = [(axis.place(value), text) for value, text in axis.ticks()]
+    assert all(0 <= place <= 100 for place, _ in ticks_)
+    assert ("0" in [text for _, text in ticks_]) == (min(values) == 0)
+    positive = [value for value in values if value > 0]
+    if positive and min(values) == 0:
+        decades = math.log10(max(positive) / min(positive)) + GAP
+        assert axis.place(min(positive)) == pytest.approx(100 * GAP / decades)
+        assert axis.place(0) == 0
+
+
+def test_a_logarithmic_axis_of_less_than_a_decade_has_ticks() -> None:
+    assert len(Axis([12.0, 13.5], (0.0, 100.0), log=True).ticks()) >= 2
+    assert Axis([40.0, 40.0], (0.0, 100.0)).ticks() == [(40.0, "40")]
+
+
+def test_a_spot_is_drawn_where_its_values_are() -> None:
+    points = [(1.0, 10.0), (10.0, 50.0), (100.0, 90.0)]
+    chart = str(line_chart([Line("a", points, spot=(10.0, 50.0))], description="d", log_x=True, bounds=(0, 100)))
+    path = re.search(r'points="([^"]+)"', chart)
+    dot = re.search(r'cx="([\d.]+)" cy="([\d.]+)" r="5.0"', chart)
+    assert path is not None and dot is not None
+    assert path[1].split()[1] == f"{dot[1]},{dot[2]}"
+    xs = [float(pair.split(",")[0]) for pair in path[1].split()]
+    assert xs[1] - xs[0] == pytest.approx(xs[2] - xs[1], abs=0.11)  # equal decades, equal steps
+
+
+def test_styles_beyond_six_are_dashed() -> None:
+    assert [Line("a", [], style=style).look for style in (0, 5, 6)] == ["s0", "s5", "s0 dashed"]
 
 
 def test_the_loss_chart_reads_only_loss_records() -> None:

@@ -1,5 +1,3 @@
-import base64
-import io
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,7 +7,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from PIL import Image as PilImage
 
 from fewlabel.core.errors import RunError
 from fewlabel.report.contents import Example
@@ -30,10 +27,6 @@ from fewlabel.report.pictures import (
 )
 
 
-def decode_png(address: str) -> np.ndarray:
-    return np.asarray(PilImage.open(io.BytesIO(base64.b64decode(address.split(",", 1)[1]))).convert("RGB"))
-
-
 def plain(shape: tuple[int, int] = (48, 64), **parts: np.ndarray | None) -> Example:
     image = np.zeros(shape, np.float32)
     return Example("x", image, **{"truth": None, "priors": np.zeros((0, *shape), np.float32), **parts})  # type: ignore[arg-type]
@@ -46,7 +39,9 @@ def spot(shape: tuple[int, int], row: int, column: int, size: int = 2) -> np.nda
 
 
 @pytest.mark.parametrize("palette", [grey_palette(), map_palette(), overlay_palette()])
-def test_a_png_gives_back_the_colours_of_its_levels(palette: np.ndarray) -> None:
+def test_a_png_gives_back_the_colours_of_its_levels(
+    decode_png: Callable[[str], np.ndarray], palette: np.ndarray
+) -> None:
     levels = np.random.default_rng(0).integers(0, len(palette), (17, 23)).astype(np.uint8)
     address = png_address(levels, palette)
     assert address == png_address(levels.copy(), palette)
@@ -133,7 +128,9 @@ def test_the_window_is_a_square_inside_the_image(height: int, width: int, data: 
     assert window.cut(truth).any()
 
 
-def test_panels_follow_what_the_example_holds(example_maker: Callable[..., Example]) -> None:
+def test_panels_follow_what_the_example_holds(
+    decode_png: Callable[[str], np.ndarray], example_maker: Callable[..., Example]
+) -> None:
     example = example_maker(0, (90, 70))
     _, drawn = panels(example, ("a", "b"))
     assert [panel.title for panel in drawn] == [
@@ -155,7 +152,9 @@ def test_panels_follow_what_the_example_holds(example_maker: Callable[..., Examp
     assert decode_png(drawn[0].whole).shape == (90, 70, 3)
 
 
-def test_large_images_are_reduced_by_a_whole_factor(example_maker: Callable[..., Example]) -> None:
+def test_large_images_are_reduced_by_a_whole_factor(
+    decode_png: Callable[[str], np.ndarray], example_maker: Callable[..., Example]
+) -> None:
     window, drawn = panels(example_maker(1, (300, 520)))
     assert decode_png(drawn[0].whole).shape == (100, 174, 3)
     assert decode_png(drawn[0].zoom).shape == (window.size, window.size, 3)

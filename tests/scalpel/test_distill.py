@@ -1,5 +1,6 @@
 import importlib.util
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,15 +8,20 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image as Pillow
+from pydantic import ValidationError
 
 from fewlabel.core.errors import RunError
 from fewlabel.data.augment import Patch
-from fewlabel.data.pool import patch_of_scene
+from fewlabel.data.check import check
+from fewlabel.data.pool import PatchPool, loaders, patch_of_scene, unlabelled_loaders
+from fewlabel.data.readers.sirst import SirstDataset
 from fewlabel.data.synth.infrared import render
 from fewlabel.sam.promptable import PromptableSegmenter
-from fewlabel.scalpel.distill import TeachConfig, coarse_batch, draw_batch, losses, teach
+from fewlabel.scalpel.distill import TeachConfig, draw_batch, teach
+from fewlabel.scalpel.teach_losses import coarse_batch, losses
 from fewlabel.scalpel.teacher import ScalpelTeacher, TeacherConfig, load_teacher
-from fewlabel.training.checkpoint import weights_sha256
+from fewlabel.training.checkpoint import read_tensors, weights_sha256
 
 _SPEC = importlib.util.spec_from_file_location("tiny_sam", Path(__file__).parents[1] / "sam" / "tiny_sam.py")
 tiny = importlib.util.module_from_spec(_SPEC)
@@ -86,6 +92,14 @@ def test_the_sum_is_made_of_the_terms():
     assert terms["balance"].item() == pytest.approx(0.0, abs=1e-6)
     bare = losses(make_teacher(adapter=None), draw_batch(draw, config, 0, 0), config)
     assert set(bare) == {"loss", "bce", "soft_iou", "coarse"}
+    only = losses(make_teacher(), draw_batch(draw, config, 0, 0), TeachConfig(**OPTIONS, bce_weight=0, coarse_weight=0))
+    assert set(only) == {"loss", "soft_iou", "balance", "gate_entropy"}, "what has no weight is not computed"
+
+
+def test_one_loss_has_to_learn_from_labels():
+    with pytest.raises(ValidationError, match="one of them has to teach from labels"):
+        TeachConfig(bce_weight=0, iou_weight=0)
+    TeachConfig(bce_weight=0, iou_weight=0, sls_weight=1)
 
 
 def lines(folder):
@@ -142,3 +156,60 @@ def test_the_loss_falls_on_scenes(tmp_path):
     teach(make_teacher(), draw, config, tmp_path, seed=0)
     log = lines(tmp_path)
     assert log[-1]["loss"] < 0.8 * log[0]["loss"]
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_images_and_keeps_the_last_good_checkpoint(tmp_path):
+    config = TeachConfig(**(OPTIONS | {"steps": 4}), checkpoint_seconds=0)
+    whole, calls = make_teacher(), []
+    teach(whole, draw, config, tmp_path / "whole", seed=2)
+
+    def broken_from_the_third(n, rng):
+        calls.append(n)
+        patches = [replace(patch, id="Misc_7") for patch in draw(n, rng)]
+        return [replace(p, image=np.full_like(p.image, np.nan)) for p in patches] if len(calls) >= 3 else patches
+
+    with pytest.raises(RunError, match=r"loss is nan at step 2 on Misc_7, a rendered scene .*checkpoint is kept"):
+        teach(make_teacher(), broken_from_the_third, config, tmp_path / "cut", seed=2)
+    tensors = read_tensors(tmp_path / "cut" / "checkpoint.safetensors").tensors
+    assert all(value.isfinite().all() for value in tensors.values())
+    resumed = make_teacher()
+    teach(resumed, draw, config, tmp_path / "cut", seed=2)
+    assert weights_sha256(resumed) == weights_sha256(whole)
+
+
+def stored(image, target, folder):
+    """A data set of one image."""
+    for name, plane in (("images", image), ("masks", target.astype(np.uint8) * 255)):
+        (folder / name).mkdir(parents=True)
+        Pillow.fromarray(plane).save(folder / name / "odd.png")
+    return SirstDataset(folder)
+
+
+def odd_image(kind):
+    """An unusual image and its targets."""
+    scene = render(np.random.default_rng(5), 40)
+    grey, target = scene.radiance.astype(np.float64), scene.labels > 0
+    grey = (grey - grey.min()) / (grey.max() - grey.min())
+    if kind == "colour":
+        return np.stack([grey * 255, grey * 200, grey * 90], axis=2).astype(np.uint8), target
+    if kind == "16 bit":
+        return (grey * 16383).astype(np.uint16), target
+    if kind == "smaller than a patch of SAM":
+        return (grey[:9, :11] * 255).astype(np.uint8), np.eye(9, 11, dtype=bool)
+    target = np.zeros((40, 40), bool)
+    target[2:38, 1:39] = kind == "target of most of the image"
+    return (grey * 255).astype(np.uint8), target
+
+
+@pytest.mark.parametrize(
+    "kind", ["colour", "16 bit", "smaller than a patch of SAM", "target of most of the image", "no target"]
+)
+def test_unusual_images_can_be_learnt_from(tmp_path, kind):
+    data = stored(*odd_image(kind), tmp_path / "data")
+    assert check(data).rejected == ()
+    pool, more = PatchPool([(1.0, loaders(data, ["odd"]))]), PatchPool([(1.0, unlabelled_loaders(data, ["odd"]))])
+    config = TeachConfig(**(OPTIONS | {"steps": 2, "synthetic": 0.0}), distil_weight=1.0, preserve_weight=1.0)
+    teach(make_teacher(), pool.draw, config, tmp_path / "teach", seed=0, unlabelled=more.draw)
+    log = lines(tmp_path / "teach")[0]
+    assert np.isfinite(list(log.values())).all()
+    assert log["bce"] > 0

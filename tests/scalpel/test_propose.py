@@ -50,6 +50,16 @@ def test_responses_are_the_banks_and_the_strength_is_what_enough_operators_reach
         np.testing.assert_allclose(found.proposals.strengths, np.sort(found.responses, axis=1)[:, -agree], atol=1e-6)
 
 
+def test_a_bank_of_some_operators_is_asked_for_all_of_those():
+    grey, names = scene([(30, 30), (50, 70)]), ("blob_response", "ring_top_hat")
+    found = prior_peaks(grey, bank=OperatorBank(names), scales=(1,))
+    assert found.responses.shape[1] == found.support.shape[1] == 2
+    np.testing.assert_allclose(found.proposals.strengths, found.responses.min(axis=1), atol=1e-6)
+    assert all(nearest(found.proposals.points[:2], *place) <= 1.5 for place in ((30, 30), (50, 70)))
+    with pytest.raises(DataError, match="use 1 to 2 operators"):
+        prior_peaks(grey, bank=OperatorBank(names), agree=3)
+
+
 def test_gain_and_offset_do_not_matter_and_a_flat_image_has_none():
     grey = scene([(30, 30)])
     np.testing.assert_array_equal(

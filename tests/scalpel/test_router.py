@@ -95,3 +95,49 @@ def test_constant_tokens_have_finite_gradients():
     maps = torch.zeros(1, 3, 1, 1, requires_grad=True)
     router(maps).weights[:, 0].sum().backward()
     assert torch.isfinite(maps.grad).all()
+
+
+@pytest.mark.parametrize("two_level", [True, False])
+def test_a_random_gate_is_drawn_once_and_never_trains(two_level):
+    router, same, other = (
+        Router(6, two_level=two_level, gate="random", generator=torch.Generator().manual_seed(seed))
+        for seed in (3, 3, 4)
+    )
+    assert not list(router.parameters())
+    assert set(router.state_dict()) == set(Router(6, two_level=two_level).state_dict())
+    maps = tokens(2, 6, 16, 16).requires_grad_()
+    gates = router(maps)
+    assert not gates.weights.requires_grad
+    assert torch.equal(gates.weights, same(maps).weights)
+    assert not torch.allclose(gates.weights, other(maps).weights)
+    other.load_state_dict(router.state_dict())
+    assert torch.equal(gates.weights, other(maps).weights)
+    torch.testing.assert_close(gates.weights.sum(1), torch.ones(2, 16, 16))
+    assert gate_entropy(gates.weights) < 0.99
+
+
+def test_logits_of_a_random_gate_have_unit_variance_at_both_levels():
+    source = torch.Generator().manual_seed(0)
+    routers = [Router(64, experts=8, gate="random", generator=source) for _ in range(40)]
+    maps = tokens(1, 64, 24, 24)
+    images = torch.stack([torch.log(router(maps).image) for router in routers])
+    assert (images - images.mean(2, keepdim=True)).std().item() == pytest.approx(1, rel=0.15)
+    token_logits = torch.stack([router.token(maps) for router in routers])
+    assert token_logits.std().item() == pytest.approx(1, rel=0.1)
+
+
+def test_a_uniform_gate_has_no_weights():
+    router = Router(6, experts=3, gate="uniform")
+    assert not router.state_dict()
+    gates = router(tokens(2, 6, 5, 7))
+    torch.testing.assert_close(gates.weights, torch.full((2, 3, 5, 7), 1 / 3))
+    torch.testing.assert_close(gates.image, torch.full((2, 3), 1 / 3))
+
+
+@pytest.mark.parametrize("gate", ["learned", "random", "uniform"])
+def test_a_single_expert_takes_all(gate):
+    router = Router(6, experts=1, gate=gate, generator=torch.Generator().manual_seed(0))
+    weights = router(tokens(2, 6, 5, 7)).weights
+    assert torch.equal(weights, torch.ones(2, 1, 5, 7))
+    assert gate_entropy(weights).item() == 1
+    assert importance_cv2(weights).item() == 0

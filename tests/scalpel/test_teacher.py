@@ -5,15 +5,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from torch.nn import functional as F
 
 from fewlabel.core.errors import ModelError
 from fewlabel.core.files import write_json
+from fewlabel.core.radiometry import to_unit
+from fewlabel.data.tiles import TILE
 from fewlabel.sam.nano import build_nano
 from fewlabel.sam.promptable import PromptableSegmenter
 from fewlabel.scalpel.adapter import AdapterConfig, choose_levels
 from fewlabel.scalpel.teacher import CARD, ScalpelTeacher, TeacherConfig, load_teacher
-from fewlabel.scalpel.tiles import TILE
 from fewlabel.scalpel.transfer import predict
 from fewlabel.training.checkpoint import save_weights, weights_sha256
 from fewlabel.training.loop import WEIGHTS
@@ -137,6 +139,68 @@ def test_without_an_adapter_the_teacher_works_too():
     assert teacher.adapter is None
     with torch.no_grad():
         assert teacher(picture()).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("options", "inputs"),
+    [
+        ({"operators": ("blob_response",)}, 2),
+        ({"operators": ("patch_contrast", "ring_top_hat")}, 3),
+        ({"experts": "convolutions"}, 5),
+        ({"experts": "none", "adapter": None}, 1),
+        ({"experts": "none", "adapter": AdapterConfig(kind="lora")}, 1),
+        ({"adapter": AdapterConfig(kind="conv-lora")}, 5),
+        ({"adapter": AdapterConfig(kind="sam-adapter")}, 5),
+        ({"adapter": AdapterConfig(gate="random")}, 5),
+    ],
+    ids=str,
+)
+def test_the_controls_of_an_ablation_train_and_come_back(tmp_path, options, inputs):
+    config = TeacherConfig(width=4, projected=4, **options)
+    teacher = stirred(ScalpelTeacher(config, BUILDERS["sam2"]())).train()
+    images = picture(count=2)
+    logits, coarse, embedding = teacher.outputs(images, logits_of=1)
+    assert teacher.head.full.first.weight.shape[1] == inputs
+    assert (logits.shape[0], coarse.shape[0], embedding.shape[0]) == (1, 2, 2)
+    (logits.square().mean() + coarse.square().mean()).backward()
+    for part in (teacher.bank, teacher.head, teacher.adapter):
+        wanted = [] if part is None else [p for p in part.parameters() if p.requires_grad]
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in wanted)
+    if teacher.adapter is not None:
+        assert teacher.adapter.balance_loss().isfinite()
+    write(teacher, tmp_path)
+    back = load_teacher(tmp_path, BUILDERS["sam2"]())
+    assert back.config == config
+    with torch.no_grad():
+        torch.testing.assert_close(back(images), teacher.eval()(images), rtol=0, atol=0)
+
+
+def test_outputs_hold_what_the_losses_need():
+    teacher = stirred(ScalpelTeacher(SMALL, BUILDERS["sam2"]())).eval()
+    images = picture(count=3)
+    with torch.no_grad():
+        whole, part = teacher.outputs(images), teacher.outputs(images, logits_of=2)
+        torch.testing.assert_close(part.logits, whole.logits[:2], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(part.coarse, whole.coarse, rtol=0, atol=0)
+        unadapted = teacher.segmenter.encode(to_unit(images)).features[-1]
+        assert whole.embedding.shape == unadapted.shape
+        assert not torch.allclose(whole.embedding, unadapted, atol=1e-3), "it is the adapted one"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"operators": ()}, "at least one of ring_top_hat"),
+        ({"operators": ("blob_response", "blob_response")}, "each at most once"),
+        ({"operators": ("sobel",)}, "ring_top_hat, patch_contrast"),
+        ({"experts": "none"}, "adapter of kind experts needs experts"),
+        ({"experts": "forests"}, "operators"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_built_is_refused_in_the_recipe(options, said):
+    with pytest.raises(ValidationError, match=said):
+        TeacherConfig(**options)
 
 
 def test_the_seed_decides_the_weights_and_leaves_the_global_generator_alone():

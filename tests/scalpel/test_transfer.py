@@ -10,19 +10,20 @@ from torch import nn
 
 from fewlabel.core.errors import RunError
 from fewlabel.core.masks import components, decode
+from fewlabel.core.radiometry import standardise
 from fewlabel.core.types import Image
 from fewlabel.labels.gate import GateConfig
+from fewlabel.labels.soft import read_soft
 from fewlabel.labels.store import LabelStore, target_and_weight
 from fewlabel.scalpel.transfer import (
     PseudoConfig,
     TeacherView,
     calibrate,
-    contrasts,
     label_images,
     predict,
     pseudo_label,
-    stabilities,
 )
+from fewlabel.scalpel.views import SCALES, resized
 
 
 def small_net(seed=0):
@@ -100,6 +101,25 @@ def test_views_that_disagree_are_ignored():
     assert "disputed" in label.reasons
 
 
+def test_what_the_operators_do_not_see_is_ignored():
+    """The teacher is as sure of a piece of a bright plateau's edge as of the target."""
+    size = (48, 60)
+    target = bump(size, 12, 12, 6.0, 1.3)
+    plateau = np.where(np.indices(size)[1] > 40, 6.0, 0.0)
+    noise = np.random.default_rng(0).normal(0, 0.3, size)
+    image = standardise((target + plateau + noise).astype(np.float32))
+    probability = np.zeros(size, np.float32)
+    probability[11:14, 11:14] = probability[30:33, 41:44] = 0.95
+    view = TeacherView(probability, np.zeros_like(probability))
+    label = pseudo_label("a", image, view, 0.5, CONFIG)
+    assert label.reasons == ("confident", "unsupported")
+    assert label.accepted.semantic()[12, 12]
+    _, weight = target_and_weight(label)
+    assert (weight[30:33, 41:44] == 0).all()
+    trusting = CONFIG.model_copy(update={"gate": CONFIG.gate.model_copy(update={"min_support": 0.0})})
+    assert pseudo_label("a", image, view, 0.5, trusting).reasons == ("confident", "confident")
+
+
 def test_nothing_proposed_and_the_band_around_nothing():
     empty = np.zeros((9, 7), np.float32)
     label = pseudo_label("a", empty, TeacherView(empty, empty), 0.5, CONFIG)
@@ -126,40 +146,6 @@ def test_every_pixel_has_one_role(seed, threshold):
     assert components(probability > threshold)[1] == len(label.reasons)
 
 
-@settings(max_examples=40, deadline=None)
-@given(st.integers(0, 2**31))
-def test_stability_against_a_loop(seed):
-    rng = np.random.default_rng(seed)
-    probability = np.clip(ndimage.gaussian_filter(rng.uniform(-2, 3, (14, 17)), 1.0), 0, 1).astype(np.float32)
-    low, middle, high = 0.35, 0.5, 0.65
-    labels, count = components(probability > middle)
-    loose, _ = components(probability > low)
-    distance = np.stack([ndimage.distance_transform_edt(labels != n) for n in range(1, count + 1)]) if count else None
-    found = stabilities(probability, labels, count, low, high)
-    assert found.shape == (count,)
-    for number in range(1, count + 1):
-        tight = ((labels == number) & (probability > high)).sum()
-        inside = loose[labels == number][0]
-        near = distance[number - 1] <= distance.min(axis=0)  # ties may go either way
-        certain = distance[number - 1] < np.delete(distance, number - 1, axis=0).min(axis=0, initial=np.inf)
-        most, least = ((loose == inside) & near).sum(), ((loose == inside) & certain).sum()
-        assert tight / most - 1e-9 <= found[number - 1] <= tight / least + 1e-9
-
-
-def test_contrast_against_the_formula():
-    image = np.random.default_rng(3).normal(size=(40, 40)).astype(np.float32)
-    mask = np.zeros((40, 40), bool)
-    mask[18:21, 19:22] = True
-    labels, count = components(mask)
-    ring = np.zeros_like(mask)
-    ring[12:27, 13:28] = True
-    ring[16:23, 17:24] = False
-    expected = image[mask].mean() - np.median(image[ring])
-    np.testing.assert_allclose(contrasts(image, labels, count), [expected], rtol=1e-6)
-    full = np.ones((5, 5), np.int32)
-    assert contrasts(image[:5, :5], full, 1)[0] == pytest.approx(image[:5, :5].mean() - np.median(image[:5, :5]))
-
-
 def test_predict_is_the_mean_and_deviation_of_four_mirrored_views():
     teacher, image = small_net(), np.random.default_rng(0).normal(size=(32, 32)).astype(np.float32)
     view = predict(teacher, image, tile=32)
@@ -174,6 +160,20 @@ def test_predict_is_the_mean_and_deviation_of_four_mirrored_views():
     one = predict(teacher, image, "one", tile=32)
     np.testing.assert_allclose(one.probability, values[0], atol=1e-6)
     assert (one.spread == 0).all()
+
+
+def test_scaled_views_are_averaged_in_the_frame_of_the_image():
+    teacher, image = small_net(), np.random.default_rng(0).normal(size=(30, 41)).astype(np.float32)
+    values = [predict(teacher, np.flip(image, axes).copy(), "one", tile=64) for axes in ((), (1,), (0,), (0, 1))]
+    values = [np.flip(view.probability, axes) for view, axes in zip(values, ((), (1,), (0,), (0, 1)), strict=True)]
+    for scale in SCALES:
+        there = (round(30 * scale), round(41 * scale))
+        seen = predict(teacher, resized(image[None], there)[0], "one", tile=64).probability
+        values.append(resized(seen[None], (30, 41))[0])
+    view = predict(teacher, image, "flips-scales", tile=64)
+    np.testing.assert_allclose(view.probability, np.mean(values, axis=0), atol=1e-6)
+    np.testing.assert_allclose(view.spread, np.std(values, axis=0), atol=1e-6)
+    assert view.probability.shape == view.spread.shape == (30, 41)
 
 
 @pytest.mark.parametrize("size", [(20, 45), (64, 64), (70, 33)])
@@ -232,6 +232,32 @@ def test_labelling_goes_on_where_it_stopped(tmp_path):
     assert read == ["i3", "i4"]
     assert (tmp_path / "cut/labels-00000.jsonl").read_bytes() == (tmp_path / "whole/labels-00000.jsonl").read_bytes()
     assert whole.summary()["proposed"] > 0, "the test is to store something"
+
+
+def test_probabilities_are_kept_where_they_are_asked_for(tmp_path):
+    teacher, pictures = small_net(2), images(3)
+    config = PseudoConfig(gate=GateConfig(max_area_share=1.0))
+    label_images(teacher, list(pictures), pictures.__getitem__, LabelStore(tmp_path / "a"), 0.5, config)
+    assert not (tmp_path / "soft").exists()
+    store, read = LabelStore(tmp_path / "b"), []
+
+    def fail_at_the_third(id):
+        read.append(id)
+        if len(read) == 3:
+            raise KeyboardInterrupt
+        return pictures[id]
+
+    for source in (fail_at_the_third, pictures.__getitem__):
+        try:
+            label_images(teacher, list(pictures), source, store, 0.5, config, soft=tmp_path / "soft")
+        except KeyboardInterrupt:
+            store = LabelStore(tmp_path / "b")
+            assert all((tmp_path / "soft" / f"{id}.png").is_file() for id in store.ids())
+    assert sorted(path.stem for path in (tmp_path / "soft").iterdir()) == sorted(store.ids()) == sorted(pictures)
+    for id, picture in pictures.items():
+        expected = predict(teacher, standardise(picture.grey()), config.views).probability
+        np.testing.assert_allclose(read_soft(tmp_path / "soft" / f"{id}.png"), expected, atol=0.5 / 255 + 1e-6)
+    assert (tmp_path / "a/labels-00000.jsonl").read_bytes() == (tmp_path / "b/labels-00000.jsonl").read_bytes()
 
 
 def test_a_broken_teacher_is_named(tmp_path):

@@ -183,13 +183,24 @@ def test_non_finite_stops_at_the_step_and_keeps_the_last_good_state(tmp_path: Pa
             return {**terms, "loss": bad}
         return terms
 
-    with pytest.raises(RunError, match=r"at step 13 .*expected a finite number"):
-        run(tmp_path, loss, CONFIG.model_copy(update={"checkpoint_seconds": 0}))
+    often = CONFIG.model_copy(update={"checkpoint_seconds": 0})
+    with pytest.raises(RunError, match=r"at step 13 .*expected a finite number.*the last good checkpoint is kept"):
+        run(tmp_path, loss, often)
     state, tensors = load_state(tmp_path / "checkpoint.safetensors")
     assert state["step"] == 13
     assert all(torch.isfinite(value).all() for value in tensors.values())
     assert not (tmp_path / "weights.safetensors").exists()
+    # Going on meets the same batch again, whose images are named if they are known.
+    with pytest.raises(RunError, match=r"at step 13 on images 13a, 13b \(.*expected a finite number"):
+        run(tmp_path, loss, often, describe=lambda step: f"images {step}a, {step}b")
+    assert load_state(tmp_path / "checkpoint.safetensors")[0]["step"] == 13
     assert same(run(tmp_path), run(tmp_path.with_name(tmp_path.name + "-whole")))
+
+
+def test_a_first_step_that_is_not_finite_claims_no_checkpoint(tmp_path: Path):
+    with pytest.raises(RunError, match="at step 0 .*no checkpoint was written yet"):
+        run(tmp_path, lambda model, step: {"loss": step_loss(model, step)["loss"] * math.nan})
+    assert not (tmp_path / "checkpoint.safetensors").exists()
 
 
 def test_a_folder_of_other_settings_is_refused(tmp_path: Path):

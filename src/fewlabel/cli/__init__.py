@@ -18,6 +18,7 @@ from fewlabel.cli.common import (
     prepare,
     stoppable,
 )
+from fewlabel.cli.pretrain import command as pretrain_command
 from fewlabel.cli.sam import app as sam_app
 from fewlabel.core.errors import FewlabelError, RunError
 
@@ -123,6 +124,10 @@ def check(
     if sets or redo:
         raise RunError(f"--set and --redo belong to a recipe, but {data} is a folder; leave them out.")
     check_folder(data, keep_going=keep_going, out=out)
+    if out is not None:
+        print(f"written: {out / 'check.json'} and {out / 'rejected.csv'}")
+    elif keep_going:
+        print("nothing was written; --out FOLDER writes check.json and rejected.csv there")
 
 
 for _name, (_until, _help) in STAGE_COMMANDS.items():
@@ -143,6 +148,20 @@ def export(
 
 
 @app.command()
+def explain(
+    run: Annotated[Path, typer.Argument(help="Run folder whose label stage is done.", metavar="RUN")],
+    images: Annotated[list[str], typer.Argument(help="Names of images, without ending.", metavar="IMAGE...")],
+    out: Annotated[Path | None, typer.Option("--out", help="The page; RUN/explained.html by default.")] = None,
+) -> None:
+    """Show what became of chosen images: operators, router gates, teacher, pseudo-label with reasons, student."""
+    from fewlabel.pipeline.explain import explain
+
+    page = out or run / "explained.html"
+    explain(run, images, page)
+    print(f"explained: {page.resolve()}")
+
+
+@app.command()
 def predict(
     model: Annotated[Path, typer.Argument(help="Exported model (.onnx).", metavar="MODEL")],
     images: Annotated[Path, typer.Argument(help="An image or a folder of images.", metavar="IMAGES")],
@@ -157,29 +176,7 @@ def predict(
     print(f"{found.images} images, {found.targets} targets{rejected}: {out / 'predictions.json'}")
 
 
-@app.command()
-def pretrain(
-    out: Annotated[Path, typer.Option("--out", help="Folder for log, checkpoints and weights.")] = Path(
-        "runs/nano-sam"
-    ),
-    preset: Annotated[str, typer.Option("--preset", help="Recipe: cpu for one core, gpu for large batches.")] = "cpu",
-    steps: Annotated[
-        int | None, typer.Option("--steps", min=1, help="Optimiser steps; the recipe's by default.")
-    ] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
-    start: Annotated[str | None, typer.Option("--start", help="nano, or a folder of weights to go on from.")] = None,
-    workers: Annotated[int, typer.Option("--workers", min=0, help="Processes that render scenes.")] = 0,
-    threads: Threads = None,
-    device: Device = "auto",
-) -> None:
-    """Train nano-SAM on rendered infrared scenes and objects with SAM's recipe."""
-    chosen = prepare(threads, device)
-    from fewlabel.sam.pretrain import configure, pretrain
-
-    config = configure(preset, steps=steps)
-    with stoppable():
-        result = pretrain(config, out, seed=seed, device=chosen, workers=workers, start=start)
-    print(f"nano-SAM: {result.steps} steps in {result.seconds:.0f} s, weights in {result.folder}")
+app.command("pretrain")(pretrain_command)
 
 
 def main() -> None:

@@ -8,6 +8,39 @@ from typing import TypeVar
 
 Item = TypeVar("Item")
 PLAIN_SECONDS = 10.0  # between plain lines
+WARM_UP = 3  # reports before the clock starts: first steps fill caches, choose kernels and start workers
+
+
+class Remaining:
+    """Estimate of the time left, from the pace since the warm-up; a first slow step does not count for all others."""
+
+    def __init__(self, total: int) -> None:
+        """Start without an estimate.
+
+        Args:
+            total: Number of items.
+        """
+        self.total = total
+        self._reports = 0
+        self._since: tuple[int, float] | None = None  # items done and the clock at the end of the warm-up
+
+    def update(self, done: int, now: float) -> float | None:
+        """Take in one report.
+
+        Args:
+            done: Items done so far.
+            now: Clock in seconds, any origin.
+
+        Returns:
+            Seconds left; None while there is nothing to tell them from.
+        """
+        self._reports += 1
+        if self._since is None:
+            if self._reports >= WARM_UP:
+                self._since = (done, now)
+            return None
+        before, then = self._since
+        return (now - then) / (done - before) * (self.total - done) if done > before else None
 
 
 def duration(seconds: float) -> str:
@@ -32,22 +65,24 @@ def progress(label: str, total: int, start: int = 0) -> Iterator[Callable[[int, 
     Yields:
         `advance(done, note)`, to be called with the number of finished items and a short note such as the loss.
     """
+    remaining = Remaining(total)
     if sys.stderr.isatty():
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TimeRemainingColumn(),
+            TextColumn("{task.fields[left]}"),
             TextColumn("{task.fields[note]}"),
         )
         with Progress(*columns, console=Console(stderr=True)) as bar:
-            task = bar.add_task(label, total=total, completed=start, note="")
+            task = bar.add_task(label, total=total, completed=start, left="", note="")
 
             def move(done: int, note: str = "") -> None:
-                bar.update(task, completed=done, note=note)
+                left = remaining.update(done, time.monotonic())
+                bar.update(task, completed=done, left="" if left is None else f"{duration(left)} left", note=note)
 
             yield move
         return
@@ -56,12 +91,16 @@ def progress(label: str, total: int, start: int = 0) -> Iterator[Callable[[int, 
     def advance(done: int, note: str = "") -> None:
         nonlocal spoken
         now = time.monotonic()
+        left = remaining.update(done, now)
         if now - spoken < PLAIN_SECONDS and done < total:
             return
         spoken = now
-        left = (now - began) / max(done - start, 1) * (total - done)
-        ending = f"{duration(now - began)} in all" if done >= total else f"{duration(left)} left"
-        print(f"{label}: {done}/{total}, {ending}{', ' + note if note else ''}", file=sys.stderr, flush=True)
+        parts = [f"{label}: {done}/{total}"]
+        if done >= total:
+            parts.append(f"{duration(now - began)} in all")
+        elif left is not None:
+            parts.append(f"{duration(left)} left")
+        print(", ".join([*parts, note] if note else parts), file=sys.stderr, flush=True)
 
     yield advance
 

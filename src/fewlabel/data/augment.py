@@ -49,11 +49,15 @@ class Patch:
         image: float32 (H, W), standardised over the whole image, as the networks see it when deployed.
         target: bool (H, W).
         weight: float32 (H, W), 1 = counts in the loss, 0 = ignored.
+        id: What messages call the image.
+        soft: float32 (H, W), what a teacher believes, 0..1, NaN where that is not to be learned; None without one.
     """
 
     image: np.ndarray
     target: np.ndarray
     weight: np.ndarray
+    id: str = "unnamed"
+    soft: np.ndarray | None = None
 
     @cached_property
     def boxes(self) -> np.ndarray:
@@ -70,11 +74,16 @@ class Batch:
         images: float32 (B, 1, S, S), standardised (up to the intensity jitter).
         targets: float32 (B, 1, S, S), 0 or 1.
         weights: float32 (B, 1, S, S), 1 = counts in the loss, 0 = ignored.
+        ids: Which images the B crops come from.
+        soft: float32 (B, 1, S, S), 0..1 or NaN, see `Patch`; all NaN in a crop of an image that has none; None where no
+            image has one.
     """
 
     images: Tensor
     targets: Tensor
     weights: Tensor
+    ids: tuple[str, ...] = ()
+    soft: Tensor | None = None
 
 
 def crop_batch(patches: Sequence[Patch], size: int, rng: np.random.Generator, config: AugmentConfig) -> Batch:
@@ -94,12 +103,17 @@ def crop_batch(patches: Sequence[Patch], size: int, rng: np.random.Generator, co
     images = np.empty((len(patches), 1, size, size), np.float32)
     targets = np.empty_like(images)
     weights = np.empty_like(images)
+    softs = np.full_like(images, np.nan) if any(patch.soft is not None for patch in patches) else None
     for i, patch in enumerate(patches):
-        image, target, weight = crop(patch, size, rng, config)
+        image, target, weight, soft = crop_with_soft(patch, size, rng, config)
         images[i, 0] = jitter(image, rng, config)
         targets[i, 0] = target
         weights[i, 0] = weight
-    return Batch(torch.from_numpy(images), torch.from_numpy(targets), torch.from_numpy(weights))
+        if softs is not None and soft is not None:
+            softs[i, 0] = soft
+    ids = tuple(patch.id for patch in patches)
+    believed = None if softs is None else torch.from_numpy(softs)
+    return Batch(torch.from_numpy(images), torch.from_numpy(targets), torch.from_numpy(weights), ids, believed)
 
 
 def crop(
@@ -110,18 +124,29 @@ def crop(
     Returns:
         image float32, target bool and weight float32, each (size, size); views of the patch where nothing is resampled.
     """
+    image, target, weight, _ = crop_with_soft(patch, size, rng, config)
+    return image, target, weight
+
+
+def crop_with_soft(
+    patch: Patch, size: int, rng: np.random.Generator, config: AugmentConfig
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
+    """As `crop`, with the teacher's belief, where there is one, as the fourth plane."""
     side = size
     if rng.random() < config.scale_probability:
         low, high = np.log(config.scale_low), np.log(config.scale_high)
         side = max(1, round(size / float(np.exp(rng.uniform(low, high)))))
     top, left = _place(patch, side, rng, config.target_probability)
     image, target, weight = (cut(plane, top, left, side) for plane in (patch.image, patch.target, patch.weight))
+    soft = None if patch.soft is None else cut(patch.soft, top, left, side)
     if side != size:
         image, target, weight = resize(image, target, weight, size)
+        soft = None if soft is None else resize_soft(soft, size)
     if config.turns:
         turn = int(rng.integers(8))
         image, target, weight = (turned(plane, turn) for plane in (image, target, weight))
-    return image, target, weight
+        soft = None if soft is None else turned(soft, turn)
+    return image, target, weight, soft
 
 
 def cut(plane: np.ndarray, top: int, left: int, side: int) -> np.ndarray:
@@ -177,6 +202,27 @@ def resize(
             new_target[row, column] = True
             new_weight[row, column] = weight[rows[near], columns[near]]
     return scaled[0], new_target, new_weight
+
+
+def resize_soft(soft: np.ndarray, size: int) -> np.ndarray:
+    """Scale a square window of beliefs to ``size``, as `resize` does the target before it is cut at one half.
+
+    Args:
+        soft: float32 (s, s), 0..1 or NaN.
+        size: New side.
+
+    Returns:
+        float32 (size, size): a mean over the known pixels; NaN where the nearest pixel is NaN.
+    """
+    side = soft.shape[0]
+    known = ~np.isnan(soft)
+    pair = torch.from_numpy(np.stack([np.where(known, soft, 0), known]).astype(np.float32))[None]
+    value, share = F.interpolate(pair, (size, size), mode="bilinear", align_corners=False, antialias=size < side)[
+        0
+    ].numpy()
+    nearest = np.minimum(((np.arange(size) + 0.5) * side / size).astype(np.int64), side - 1)
+    mean = value / np.maximum(share, np.finfo(np.float32).tiny)
+    return np.where(known[np.ix_(nearest, nearest)], mean.clip(0, 1), np.nan).astype(np.float32)
 
 
 def jitter(image: np.ndarray, rng: np.random.Generator, config: AugmentConfig) -> np.ndarray:

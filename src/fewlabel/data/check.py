@@ -2,8 +2,8 @@
 
 Errors, which keep an image from being used: a listed id without an image, listed twice, or with two files of one stem;
 a file that cannot be read (empty, truncated, no image, NaN); an image of less than 8 pixels in a direction; a mask of
-another size; a missing mask where one is demanded.
-Only counted, because it is legal: an image of one value (such as all black), an image without targets.
+another size; an image of one value (such as all black); a missing mask where one is demanded.
+Only counted, because it is legal: an image without targets, a target that covers more than half of its image.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ class CheckReport:
         targets: Number of targets (8-connected components) over all masks.
         target_areas: Number of targets by area in pixels, by the edges `AREA_EDGES`: ``"1"``, ``"2-4"`` to ``"81+"``.
         without_targets: Ids of images whose mask is empty.
+        large_targets: Ids of images of which one target covers more than half.
         rejected: What cannot be used, and why; one entry per problem.
         areas: Median target area in pixels of every image with a mask, 0 without targets: `make_split` takes it.
     """
@@ -65,6 +66,7 @@ class CheckReport:
     targets: int
     target_areas: dict[str, int]
     without_targets: tuple[str, ...]
+    large_targets: tuple[str, ...]
     rejected: tuple[Problem, ...]
     areas: dict[str, float]
 
@@ -77,13 +79,24 @@ class CheckReport:
     def lines(self) -> list[str]:
         """The report as plain lines for a terminal."""
         area = ", ".join(f"{count} of {label} px" for label, count in self.target_areas.items() if count)
+        advice = (
+            "no labels: no image has a mask, so nothing can be trained; draw a mask for some training images and put it"
+            " into the folder masks/ under the image's name (nonzero = target)"
+        )
+        swapped = "if these masks have target and background swapped, invert them"
         return [
             f"{self.name}: {self.train} training and {self.test} test images, {self.masks} with masks",
             f"sizes: {_span(self.heights)} rows, {_span(self.widths)} columns (smallest, median, largest)",
             f"stored as: {'; '.join(f'{count} x {kind}' for kind, count in self.stored.items()) or 'nothing'}",
             f"targets: {self.targets}" + (f" ({area})" if area else ""),
             f"images without targets: {_named(self.without_targets)}",
+            *(
+                [f"a target covers more than half of {_named(self.large_targets)}: {swapped}"]
+                if self.large_targets
+                else []
+            ),
             f"rejected: {len(self.rejected)}",
+            *([] if self.masks else [advice]),
         ]
 
 
@@ -186,6 +199,11 @@ def _report(dataset: Dataset, good: list[_Finding], problems: tuple[Problem, ...
         targets=len(areas),
         target_areas={_label(i): int((bins == i).sum()) for i in range(len(AREA_EDGES))},
         without_targets=tuple(id for id, values in masked.items() if not len(values)),
+        large_targets=tuple(
+            finding.id
+            for finding in good
+            if finding.areas is not None and 2 * finding.areas.max(initial=0) > finding.size[0] * finding.size[1]
+        ),
         rejected=problems,
         areas={id: float(np.median(values)) if len(values) else 0.0 for id, values in masked.items()},
     )

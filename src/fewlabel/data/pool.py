@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from fewlabel.core.errors import DataError
 from fewlabel.core.radiometry import standardise
-from fewlabel.core.types import Labelled
+from fewlabel.core.types import Labelled, Unlabelled
 from fewlabel.data.augment import Patch
 from fewlabel.data.dataset import Dataset
 
@@ -21,20 +22,35 @@ if TYPE_CHECKING:
 Draw = Callable[[int, np.random.Generator], list[Patch]]
 """Where a training gets its patches: ``(n, generator) -> n patches``, random by the generator alone."""
 
+SCENE = "a rendered scene"
+"""What messages call an image that has no file."""
+
 
 def patch_of(labelled: Labelled) -> Patch:
     """The patch of a labelled image: grey, standardised over the whole image, every pixel counts."""
-    return _patch(labelled.image.grey(), labelled.instances.semantic())
+    return _patch(labelled.image.grey(), labelled.instances.semantic(), labelled.image.id)
+
+
+def patch_of_unlabelled(unlabelled: Unlabelled) -> Patch:
+    """The patch of an image without labels: grey, standardised over the whole image, no target and no pixel counts."""
+    grey = unlabelled.image.grey()
+    nothing = np.broadcast_to(np.False_, grey.shape)
+    return replace(_patch(grey, nothing, unlabelled.image.id), weight=np.broadcast_to(np.float32(0), grey.shape))
 
 
 def patch_of_scene(scene: Scene) -> Patch:
     """The patch of a synthetic infrared scene: its targets are all labels above 0, every pixel counts."""
-    return _patch(scene.radiance.astype(np.float32), scene.labels > 0)
+    return _patch(scene.radiance.astype(np.float32), scene.labels > 0, SCENE)
 
 
 def loaders(dataset: Dataset, ids: Iterable[str]) -> list[Callable[[], Patch]]:
     """One loader per id, for a group of a `PatchPool`; a file is opened only when its loader is called."""
     return [partial(_load, dataset, id) for id in ids]
+
+
+def unlabelled_loaders(dataset: Dataset, ids: Iterable[str]) -> list[Callable[[], Patch]]:
+    """One loader per id, as `loaders`, whose patches have no target even where a mask exists: it is not opened."""
+    return [partial(_load_unlabelled, dataset, id) for id in ids]
 
 
 class PatchPool:
@@ -95,7 +111,11 @@ def _load(dataset: Dataset, id: str) -> Patch:
     return patch_of(dataset.labelled(id))
 
 
-def _patch(grey: np.ndarray, target: np.ndarray) -> Patch:
+def _load_unlabelled(dataset: Dataset, id: str) -> Patch:
+    return patch_of_unlabelled(dataset.unlabelled(id))
+
+
+def _patch(grey: np.ndarray, target: np.ndarray, id: str) -> Patch:
     # One stored number seen as a whole plane: a cache of hundreds of images need not hold their constant weights.
     weight = np.broadcast_to(np.float32(1), grey.shape)
-    return Patch(np.asarray(standardise(grey), np.float32), target, weight)
+    return Patch(np.asarray(standardise(grey), np.float32), target, weight, id)

@@ -1,7 +1,9 @@
 """The gate: which pseudo-labels a student learns from, which it is told to ignore, and which it is told are background.
 
 A proposal that the teacher is unsure of is *ignored*, never called background: a false negative in the training target
-teaches the student to miss. Only a proposal that cannot be a target by its size or its contrast is *rejected*.
+teaches the student to miss. So is one that the teacher is sure of but the untrained operators do not see: they know
+neither the labels nor the teacher's errors. Only a proposal that cannot be a target by its size or its contrast is
+*rejected*.
 """
 
 from dataclasses import dataclass
@@ -13,7 +15,11 @@ Verdict = Literal["accepted", "ignored", "rejected"]
 
 
 class GateConfig(BaseModel):
-    """Limits of the gate."""
+    """Limits of the gate.
+
+    All 270 true targets of the training images of NUAA-SIRST pass the default of ``min_support``, and 99.6 % of the 918
+    of NUDT-SIRST; of equal shapes laid on the brightest local maxima of the background it stops 59 % and 50 %.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -34,6 +40,11 @@ class GateConfig(BaseModel):
         default=0.0,
         description="How much brighter than its surroundings a target is, in standard deviations of its image.",
     )
+    min_support: float = Field(
+        default=0.1,
+        ge=0,
+        description="How far the untrained operators' response to a target exceeds that around it; 0 asks for nothing.",
+    )
 
 
 @dataclass(frozen=True)
@@ -45,12 +56,15 @@ class Candidate:
         spread: Mean standard deviation of the probability over the teacher's views, 0..0.5.
         area: Pixels.
         contrast: Mean inside minus median of the surroundings, in standard deviations of the image.
+        support: How far the untrained operators' response to it exceeds that to its surroundings, >= 0, in the unit of
+            the operator bank, log(1 + contrast).
     """
 
     quality: float
     spread: float
     area: int
     contrast: float
+    support: float
 
 
 def decide(candidate: Candidate, image_area: int, config: GateConfig) -> tuple[Verdict, str]:
@@ -62,8 +76,8 @@ def decide(candidate: Candidate, image_area: int, config: GateConfig) -> tuple[V
         config: The limits.
 
     Returns:
-        The verdict and its reason, one word: `small`, `large` or `dark` (rejected), `unsure` or `disputed` (ignored),
-        `confident` (accepted). The first rule that applies, in this order, decides.
+        The verdict and its reason, one word: `small`, `large` or `dark` (rejected), `unsure`, `disputed` or
+        `unsupported` (ignored), `confident` (accepted). The first rule that applies, in this order, decides.
     """
     if candidate.area < config.min_area:
         return "rejected", "small"
@@ -75,4 +89,6 @@ def decide(candidate: Candidate, image_area: int, config: GateConfig) -> tuple[V
         return "ignored", "unsure"
     if candidate.spread > config.max_spread:
         return "ignored", "disputed"
+    if candidate.support < config.min_support:
+        return "ignored", "unsupported"
     return "accepted", "confident"

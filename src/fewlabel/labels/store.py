@@ -51,6 +51,22 @@ class PseudoLabel:
                 " give one word per proposal, and the unsure band as the last of the ignored masks."
             )
 
+    @property
+    def proposals(self) -> int:
+        """Number of proposed targets of any verdict."""
+        return len(self.reasons)
+
+    @property
+    def unsure(self) -> bool:
+        """Whether the teacher sees something but is sure of nothing: ignored targets, and no accepted one.
+
+        Such an image teaches nothing. Its ignored targets do not count anyway, and to call the rest of it background
+        would be to trust the teacher on exactly the images where it has shown that it cannot be trusted. An image on
+        which it proposes nothing at all is another matter: most frames of a real camera show no target, a student that
+        never sees one learns to invent them, and what the teacher half sees there lies in the band that is left out.
+        """
+        return not len(self.accepted) and len(self.ignored) > 1
+
     def to_json(self) -> dict[str, Any]:
         """A JSON value that `from_json` turns back into an equal label."""
         return {
@@ -91,9 +107,12 @@ def target_and_weight(label: PseudoLabel) -> tuple[np.ndarray, np.ndarray]:
 
     Returns:
         The target, bool `(H, W)`, True on accepted targets; and the weight of each pixel in the loss, float32
-        `(H, W)`: 0 where an ignored target or the unsure band lies outside every accepted target, else 1.
+        `(H, W)`: 0 where an ignored target or the unsure band lies outside every accepted target, and everywhere in an
+        image that is `PseudoLabel.unsure` as a whole; else 1.
     """
     target = label.accepted.semantic()
+    if label.unsure:
+        return target, np.zeros(label.size, np.float32)
     unsure = np.zeros(label.size, dtype=bool)
     for rle in label.ignored:
         unsure |= decode(rle)
@@ -206,18 +225,22 @@ class LabelStore:
 
         Returns:
             `images`, `proposed`, `accepted`, `ignored`, `rejected` (targets); `coverage` = accepted ÷ proposed (None
-            when nothing was proposed); `empty` (images without an accepted target); `ignored_share` (share of all
-            pixels that do not count); `reasons` (count of each word).
+            when nothing was proposed); `empty` (images without an accepted target), of these `unsure` (left out as a
+            whole, see `PseudoLabel.unsure`) and `silent` (nothing was proposed); `ignored_share` (share of all pixels
+            that do not count); `reasons` (count of each word).
         """
-        accepted = ignored = rejected = empty = pixels = unsure = 0
+        accepted = ignored = rejected = empty = unsure = silent = pixels = left_out = 0
         reasons: Counter[str] = Counter()
         for label in self:
             accepted += len(label.accepted)
             ignored += len(label.ignored) - 1
             rejected += len(label.rejected)
             empty += not len(label.accepted)
-            pixels += label.size[0] * label.size[1]
-            unsure += int(areas(label.ignored).sum())
+            unsure += label.unsure
+            silent += not label.proposals
+            area = label.size[0] * label.size[1]
+            pixels += area
+            left_out += area if label.unsure else int(areas(label.ignored).sum())
             reasons.update(label.reasons)
         proposed = accepted + ignored + rejected
         return {
@@ -228,7 +251,9 @@ class LabelStore:
             "rejected": rejected,
             "coverage": accepted / proposed if proposed else None,
             "empty": empty,
-            "ignored_share": unsure / pixels if pixels else 0.0,
+            "unsure": unsure,
+            "silent": silent,
+            "ignored_share": left_out / pixels if pixels else 0.0,
             "reasons": dict(sorted(reasons.items())),
         }
 

@@ -16,11 +16,12 @@ from fewlabel.data.dataset import Dataset
 from fewlabel.data.split import Split
 from fewlabel.labels.store import LabelStore, target_and_weight
 from fewlabel.pipeline.folder import STAGES, RunFolder
+from fewlabel.pipeline.labelling import LABELS, TEACHER
 from fewlabel.pipeline.trained import load_student, student_folder
 from fewlabel.recipe import Recipe, dump_recipe
 from fewlabel.report.contents import DataFacts, Example, PseudoLabels, ReportData, RouterWeights, ScoreRow, StageTime
 from fewlabel.scalpel import transfer
-from fewlabel.scalpel.bank import OPERATOR_NAMES
+from fewlabel.scalpel.bank import OperatorBank
 from fewlabel.scalpel.teacher import ScalpelTeacher, load_teacher
 from fewlabel.students.predict import predict
 from fewlabel.training.loop import LOG
@@ -46,8 +47,7 @@ def collect(recipe: Recipe, folder: RunFolder, dataset: Dataset, split: Split) -
         The report's contents. Examples are images with targets, spread evenly over the lists, unpicked.
     """
     scored = read_json(folder.stage("eval") / "scores.json")
-    teacher = load_teacher(folder.stage("teach"))
-    examples = _examples(recipe, folder, dataset, split, teacher)
+    teacher = load_teacher(teacher_folder(recipe, folder))
     return ReportData(
         title=recipe.name,
         recipe=dump_recipe(recipe),
@@ -58,7 +58,8 @@ def collect(recipe: Recipe, folder: RunFolder, dataset: Dataset, split: Split) -
         pseudo_labels=PseudoLabels.from_summary(scored["pseudo_labels"]),
         curves=_curves(recipe, folder),
         router=_router(folder, dataset, split, teacher),
-        examples=examples,
+        operators=prior_names(teacher),
+        examples=_examples(recipe, folder, dataset, split, teacher),
         stages=_stage_times(folder),
         versions={"fewlabel": __version__, **{name: version(name) for name in LIBRARIES}},
         hardware=(folder.manifest("eval") or {}).get("machine", ""),
@@ -88,6 +89,8 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 def _curves(recipe: Recipe, folder: RunFolder) -> dict[str, list[dict[str, Any]]]:
     logs = {"teacher": folder.stage("teach") / LOG}
+    if recipe.label.rounds > 1:
+        logs["teacher, second round"] = teacher_folder(recipe, folder) / LOG
     for method in recipe.methods:
         logs[method] = student_folder(folder, method) / LOG
     return {name: read_log(path) for name, path in logs.items()}
@@ -106,7 +109,7 @@ def spread(ids: tuple[str, ...], count: int) -> list[str]:
 def _examples(
     recipe: Recipe, folder: RunFolder, dataset: Dataset, split: Split, teacher: ScalpelTeacher
 ) -> list[Example]:
-    store = LabelStore(folder.stage("label") / "labels")
+    store = LabelStore(folder.stage("label") / LABELS)
     student = load_student(recipe, folder, "fewlabel")
     chosen = spread(split.unlabelled, UNLABELLED_EXAMPLES) + spread(split.test, TEST_EXAMPLES)
     return [example(id, dataset, store, teacher, student) for id in chosen]
@@ -130,13 +133,25 @@ def example(id: str, dataset: Dataset, store: LabelStore, teacher: ScalpelTeache
 
 @torch.inference_mode()
 def priors(teacher: ScalpelTeacher, image: np.ndarray) -> np.ndarray:
-    """Responses of the four operators, float32 `(4, H, W)`, to a standardised image `(H, W)`."""
-    return teacher.bank(torch.from_numpy(image)[None, None])[0].numpy()
+    """What the teacher's bank says of a standardised image `(H, W)`: float32 `(E, H, W)`, E may be 0."""
+    return np.asarray(teacher.bank(torch.from_numpy(image)[None, None])[0].numpy())
+
+
+def prior_names(teacher: ScalpelTeacher) -> tuple[str, ...]:
+    """Names of the E responses of `priors`."""
+    if isinstance(teacher.bank, OperatorBank):
+        return teacher.bank.names
+    return tuple(f"convolution {number}" for number in range(1, teacher.bank.channels + 1))
+
+
+def teacher_folder(recipe: Recipe, folder: RunFolder) -> Path:
+    """Where the teacher is that made the pseudo-labels: of two rounds the second one's."""
+    return folder.stage("label") / TEACHER if recipe.label.rounds > 1 else folder.stage("teach")
 
 
 def _router(folder: RunFolder, dataset: Dataset, split: Split, teacher: ScalpelTeacher) -> RouterWeights | None:
-    """Mean gates over labelled images, and the entropy that the training logged; None for a teacher without adapter."""
-    if teacher.adapter is None:
+    """Mean gates over labelled images, and the entropy that the training logged; None for a teacher without router."""
+    if teacher.adapter is None or not teacher.adapter.expert_names:
         return None
     seen: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
     for id in spread(split.train, ROUTER_IMAGES):
@@ -150,4 +165,4 @@ def _router(folder: RunFolder, dataset: Dataset, split: Split, teacher: ScalpelT
     }
     records = [record for record in read_log(folder.stage("teach") / LOG) if "gate_entropy" in record]
     entropy = [(record["step"], record["gate_entropy"]) for record in records]
-    return RouterWeights(operators=OPERATOR_NAMES, levels=levels, entropy={"all levels": entropy})
+    return RouterWeights(teacher.adapter.expert_names, levels, {"all levels": entropy} if entropy else {})

@@ -105,7 +105,14 @@ class RunFolder:
         return sha256_json({"stage": stage, "config": config, "needs": before, "code": code_hash(ROOMS[stage])})
 
     def run_stage(
-        self, stage: Stage, fingerprint: str, work: Callable[[Path], None], *, recipe: Any, redo: bool = False
+        self,
+        stage: Stage,
+        fingerprint: str,
+        work: Callable[[Path], None],
+        *,
+        settings: dict[str, Any],
+        recipe: Any,
+        redo: bool = False,
     ) -> bool:
         """Do a stage unless it is done.
 
@@ -117,6 +124,8 @@ class RunFolder:
             stage: The stage.
             fingerprint: Hash of all it depends on.
             work: Fills the folder it is given.
+            settings: JSON value of the settings and inputs that the stage reads, by name; kept, so that a later refusal
+                can say which of them differs.
             recipe: JSON value of the whole recipe, kept in the manifest.
             redo: Replace results of other settings, whatever they cost.
 
@@ -132,8 +141,9 @@ class RunFolder:
         if found is not None and found["fingerprint"] != fingerprint:
             if not redo and self._costly(stage):
                 raise RunError(
-                    f"Stage {stage!r} in {self.path} was made with other settings, data or code; choose another run"
-                    " folder with --out, or give --redo to replace this stage and all after it."
+                    f"Stage {stage!r} in {self.path} was made with other settings, data or code"
+                    f"{_hint(found.get('settings'), settings)}; choose another run folder with --out, or give --redo to"
+                    " replace this stage and all after it."
                 )
             shutil.rmtree(folder)
             found = None
@@ -142,11 +152,12 @@ class RunFolder:
         if found is None:
             shutil.rmtree(folder, ignore_errors=True)
             found = {"seconds": 0.0}
-            write_json(folder / STARTED, {"stage": stage, "fingerprint": fingerprint, **found})
+            write_json(folder / STARTED, {"stage": stage, "fingerprint": fingerprint, "settings": settings, **found})
         (folder / MANIFEST).unlink(missing_ok=True)
         reset_peak()
         try:
-            with self._clock(folder, stage, fingerprint, found["seconds"]) as spent:
+            started = {"stage": stage, "fingerprint": fingerprint, "settings": settings}
+            with self._clock(folder / STARTED, started, found["seconds"]) as spent:
                 work(folder)
         except FewlabelError:
             if stage not in COSTLY:
@@ -161,6 +172,7 @@ class RunFolder:
             "peak_rss_mb": peak_rss_mb(),
             "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
             "machine": machine(),
+            "settings": settings,
             "recipe": recipe,
             "outputs": {str(path.relative_to(folder)): sha256_file(path) for path in outputs},
         }
@@ -174,7 +186,7 @@ class RunFolder:
         return any(later in COSTLY and self.stage(later).is_dir() for later in behind)
 
     @contextmanager
-    def _clock(self, folder: Path, stage: Stage, fingerprint: str, before: float) -> Iterator[Callable[[], float]]:
+    def _clock(self, path: Path, started: dict[str, Any], before: float) -> Iterator[Callable[[], float]]:
         """Count seconds over interrupted sessions; what a SIGKILL takes away is not counted."""
         began = time.monotonic()
 
@@ -184,8 +196,28 @@ class RunFolder:
         try:
             yield spent
         except BaseException:
-            write_json(folder / STARTED, {"stage": stage, "fingerprint": fingerprint, "seconds": round(spent(), 1)})
+            write_json(path, started | {"seconds": round(spent(), 1)})
             raise
+
+
+def _hint(before: Any, now: Any) -> str:
+    """Which setting differs, for a sentence; nothing where what was made did not keep its settings."""
+    if before is None:
+        return ""
+    found = list(_differences(before, now, ""))
+    if not found:
+        return " (its own settings are the same: the code, or a stage before it, has changed)"
+    more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+    return f" ({found[0]}{more})"
+
+
+def _differences(before: Any, now: Any, name: str) -> Iterator[str]:
+    """Each value that differs between two JSON values, as `key.key was A, is B`."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in [*before, *(key for key in now if key not in before)]:
+            yield from _differences(before.get(key), now.get(key), f"{name}.{key}" if name else str(key))
+    elif before != now:
+        yield f"{name} was {before!r}, is {now!r}"
 
 
 @cache

@@ -13,6 +13,7 @@ from fewlabel.data.dataset import Dataset
 from fewlabel.data.pool import Draw, patch_of_scene
 from fewlabel.data.readers.sirst import SirstDataset
 from fewlabel.data.synth import infrared
+from fewlabel.labels.soft import read_soft, soft_target
 from fewlabel.labels.store import LabelStore, target_and_weight
 from fewlabel.sam.nano import NANO_FOLDER
 
@@ -36,14 +37,25 @@ def checkpoint_hash(name: str) -> str:
     return sha256_json({path.name: sha256_file(path) for path in files}) if files else name
 
 
-def pseudo_loaders(dataset: Dataset, store: LabelStore) -> list[Callable[[], Patch]]:
-    """One loader per pseudo-labelled image."""
-    return [partial(_pseudo_patch, dataset, store, id) for id in sorted(store.ids())]
+def pseudo_loaders(
+    dataset: Dataset, store: LabelStore, ids: Iterable[str], soft: Path | None = None
+) -> list[Callable[[], Patch]]:
+    """One loader per pseudo-labelled image, in the order of the sorted ids.
+
+    Args:
+        dataset: Has the images.
+        store: Has their pseudo-labels.
+        ids: Which images.
+        soft: Folder of the teacher's probabilities, where the student learns from them too.
+    """
+    return [partial(_pseudo_patch, dataset, store, id, soft) for id in sorted(ids)]
 
 
-def _pseudo_patch(dataset: Dataset, store: LabelStore, id: str) -> Patch:
-    target, weight = target_and_weight(store.get(id))
-    return Patch(standardise(dataset.unlabelled(id).image.grey()), target, weight)
+def _pseudo_patch(dataset: Dataset, store: LabelStore, id: str, soft: Path | None) -> Patch:
+    label = store.get(id)
+    target, weight = target_and_weight(label)
+    belief = None if soft is None else soft_target(label, read_soft(soft / f"{id}.png"))
+    return Patch(standardise(dataset.unlabelled(id).image.grey()), target, weight, id, belief)
 
 
 def draw_scenes(size: int) -> Draw:

@@ -1,21 +1,28 @@
 """A run: the stages of one recipe in order, each done once."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from fewlabel.core.errors import RunError
+from fewlabel.core.errors import FewlabelError, RunError
 from fewlabel.core.files import read_json, write_text
 from fewlabel.data.dataset import Dataset
 from fewlabel.data.split import Split
-from fewlabel.pipeline import scoring, stages
+from fewlabel.pipeline import labelling, scoring, stages
 from fewlabel.pipeline.collect import collect
 from fewlabel.pipeline.folder import RunFolder, Stage, plan
 from fewlabel.pipeline.inputs import checkpoint_hash, inventory, open_dataset
+from fewlabel.pipeline.labelling import SUMMARY
 from fewlabel.recipe import Method, Recipe, dump_recipe
+from fewlabel.report.contents import PseudoLabels
 from fewlabel.report.page import write as write_report
+from fewlabel.report.summary import label_warning
+
+START = ("network", "training", "synthetic_steps")
+"""Keys of the student's section that every training of a student depends on."""
 
 
 @dataclass(frozen=True)
@@ -65,53 +72,82 @@ class Run:
         Raises:
             FewlabelError: An input or setting cannot be used; the sentence says which. Finished stages stay.
         """
-        work = self._work()
-        for stage in plan(until):
-            config, action = work[stage]
-            fingerprint = self.folder.fingerprint(stage, config())
-            values = self.recipe.model_dump(mode="json")
-            done_now = self.folder.run_stage(stage, fingerprint, action, recipe=values, redo=self.redo)
-            if done_now:
-                write_text(self.path / "recipe.yaml", dump_recipe(self.recipe))
-            seconds = (self.folder.manifest(stage) or {}).get("seconds", 0)
-            print(f"{stage}: {f'done in {seconds:.0f} s' if done_now else 'already done'}", flush=True)
+        there_before = self.path.exists()
+        try:
+            for stage in plan(until):
+                self._do(stage)
+        except FewlabelError:
+            if not there_before:
+                with suppress(OSError):  # not there, or no longer empty
+                    self.path.rmdir()
+            raise
         if until in ("eval", "report"):
             print(scoring.score_table(self.folder.stage("eval")))
         if until == "report":
             print(f"report: {(self.folder.stage('report') / 'report.html').resolve()}")
 
-    def _work(self) -> dict[Stage, tuple[Callable[[], Any], Callable[[Path], None]]]:
-        """For each stage: the settings and inputs that it reads itself, and what it does."""
+    def _do(self, stage: Stage) -> None:
+        """Do one stage, whose needs are done, and say so."""
+        inputs, action = self._work()[stage]
+        settings = inputs()
+        fingerprint = self.folder.fingerprint(stage, settings)
+        values = self.recipe.model_dump(mode="json")
+        done_now = self.folder.run_stage(stage, fingerprint, action, settings=settings, recipe=values, redo=self.redo)
+        if done_now:
+            write_text(self.path / "recipe.yaml", dump_recipe(self.recipe))
+        seconds = (self.folder.manifest(stage) or {}).get("seconds", 0)
+        print(f"{stage}: {f'done in {seconds:.0f} s' if done_now else 'already done'}", flush=True)
+        if stage == "label":
+            labels = PseudoLabels.from_summary(read_json(self.folder.stage("label") / SUMMARY))
+            if warning := label_warning(labels):
+                print(f"warning: {warning} Until then the student learns from the labels alone.", flush=True)
+
+    def _work(self) -> dict[Stage, tuple[Callable[[], dict[str, Any]], Callable[[Path], None]]]:
+        """For each stage: the settings and inputs that it reads itself, by name, and what it does."""
         recipe = self.recipe
+        whole = recipe.model_dump(mode="json")
 
-        def settings(*sections: str) -> Callable[[], Any]:
-            consent = {"teacher": {"allow_sam3"}}  # decides whether a stage may run, not what comes out of it
-            return lambda: recipe.model_dump(mode="json", include=set(sections), exclude=consent)
+        def settings(*sections: str) -> dict[str, Any]:
+            return {section: whole[section] for section in sections}
 
-        def check_inputs() -> Any:
+        def check_inputs() -> dict[str, Any]:
             masks_needed = recipe.split.fraction is not None
-            return [recipe.data.format, inventory(recipe.data.root), masks_needed]
+            files = inventory(recipe.data.root)
+            return {"data.format": recipe.data.format, "files of the data": files, "masks needed": masks_needed}
 
-        def split_inputs() -> Any:
-            return [settings("split")(), "all-labels" in recipe.student.compare]
+        def split_inputs() -> dict[str, Any]:
+            return settings("split") | {"all-labels compared": "all-labels" in recipe.student.compare}
 
-        def student(*without: str) -> Callable[[], Any]:
-            left = {key: value for key, value in recipe.student.model_dump(mode="json").items() if key not in without}
-            return lambda: [recipe.seed, left]
+        def teach_inputs() -> dict[str, Any]:
+            # Consent decides whether a stage may run, not what comes out of it.
+            teacher = {key: value for key, value in whole["teacher"].items() if key != "allow_sam3"}
+            checkpoint = checkpoint_hash(recipe.teacher.sam)
+            return settings("teach", "seed") | {"teacher": teacher, "files of the SAM": checkpoint}
 
-        def teach_inputs() -> Any:
-            return [settings("teacher", "teach", "seed")(), checkpoint_hash(recipe.teacher.sam)]
+        def label_inputs() -> dict[str, Any]:
+            return settings("label") | {"probabilities kept": recipe.student.soft_weight > 0}
+
+        def student(*keys: str) -> dict[str, Any]:
+            return settings("seed") | {"student": {key: whole["student"][key] for key in keys}}
+
+        def train_inputs() -> dict[str, Any]:
+            learns_online = ("mean_teacher",) if recipe.student.online else ()
+            return student(*START, "labelled_share", "soft_weight", "online", *learns_online)
+
+        def baselines_inputs() -> dict[str, Any]:
+            compared = "mean-teacher" in recipe.student.compare
+            return student(*START, "compare", *(("labelled_share", "mean_teacher") if compared else ()))
 
         return {
             "check": (check_inputs, self._check),
             "split": (split_inputs, self._split),
             "teach": (teach_inputs, self._teach),
-            "label": (settings("label"), self._label),
-            "synthetic": (student("compare", "labelled_share"), self._synthetic),
-            "train": (student("compare"), self._train),
-            "baselines": (student("labelled_share"), self._baselines),
-            "eval": (settings("eval"), self._eval),
-            "report": (settings("name"), self._report),
+            "label": (label_inputs, self._label),
+            "synthetic": (lambda: student(*START), self._synthetic),
+            "train": (train_inputs, self._train),
+            "baselines": (baselines_inputs, self._baselines),
+            "eval": (lambda: settings("eval"), self._eval),
+            "report": (lambda: settings("name"), self._report),
         }
 
     def _check(self, out: Path) -> None:
@@ -133,7 +169,7 @@ class Run:
 
     def _label(self, out: Path) -> None:
         teacher, inputs = self.folder.stage("teach"), self._fingerprint("teach")
-        stages.label(self.recipe, self.dataset, self.split, teacher, out, inputs=inputs, device=self.device)
+        labelling.label(self.recipe, self.dataset, self.split, teacher, out, inputs=inputs, device=self.device)
 
     def _synthetic(self, out: Path) -> None:
         stages.train_synthetic(self.recipe, out, device=self.device)
@@ -147,9 +183,9 @@ class Run:
     def _train_methods(self, methods: tuple[Method, ...], out: Path, *, inputs: str) -> None:
         labels, start = self.folder.stage("label"), self.folder.stage("synthetic")
         for method in methods:
-            pool = stages.method_pool(method, self.recipe, self.dataset, self.split, labels)
-            held_out = scoring.validation_pairs(self.dataset, self.split)
-            stages.train_method(method, self.recipe, pool, held_out, start, out, inputs=inputs, device=self.device)
+            stages.train_method(
+                method, self.recipe, self.dataset, self.split, labels, start, out, inputs=inputs, device=self.device
+            )
 
     def _eval(self, out: Path) -> None:
         scoring.evaluate(self.recipe, self.dataset, self.split, self.folder, out)

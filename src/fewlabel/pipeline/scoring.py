@@ -14,14 +14,21 @@ from fewlabel.core.radiometry import standardise
 from fewlabel.data.dataset import Dataset
 from fewlabel.data.split import Split
 from fewlabel.labels.store import LabelStore, target_and_weight
+from fewlabel.metrics.roc import THRESHOLDS, RocMetric
 from fewlabel.metrics.scores import Scores
 from fewlabel.metrics.scores import evaluate as score
+from fewlabel.metrics.targets import Matching
 from fewlabel.pipeline.folder import RunFolder
 from fewlabel.pipeline.trained import load_student
 from fewlabel.recipe import Recipe
+from fewlabel.report.contents import PseudoLabels
+from fewlabel.report.summary import label_warning
 from fewlabel.students.predict import predict
 
 THRESHOLD = 0.5  # of every student's probability: a student must be usable as it comes
+CURVE = THRESHOLDS[::2]  # of the ROC: 17 thresholds, one half among them; each costs a labelling of every image
+COLUMNS = (("IoU %", "IoU", 7), ("nIoU %", "nIoU", 7), ("hIoU %", "hIoU", 7), ("Pd %", "Pd", 7), ("Fa ppm", "Fa", 9))
+"""Heading, key and width of the columns of the terminal's score table."""
 
 
 def evaluate(recipe: Recipe, dataset: Dataset, split: Split, folder: RunFolder, out: Path) -> None:
@@ -34,7 +41,7 @@ def evaluate(recipe: Recipe, dataset: Dataset, split: Split, folder: RunFolder, 
     for method in recipe.methods if split.test else ():
         student = load_student(recipe, folder, method)
         pairs = labelled_pairs(dataset, track(split.test, f"test {method}"))
-        scores[method] = score(predictions(student, pairs), matching=matching)
+        scores[method] = score_with_curve(((predict(student, image), truth) for image, truth in pairs), matching)
     pseudo = read_json(folder.stage("label") / "summary.json")
     if known := [id for id in split.unlabelled if dataset.has_mask(id)]:
         store = LabelStore(folder.stage("label") / "labels")
@@ -42,6 +49,26 @@ def evaluate(recipe: Recipe, dataset: Dataset, split: Split, folder: RunFolder, 
         pseudo["truth"] = score(truth, matching=matching)
     content = {"methods": scores, "pseudo_labels": pseudo, "threshold": THRESHOLD, "matching": matching}
     write_json(out / "scores.json", content)
+
+
+def score_with_curve(maps: Iterable[tuple[np.ndarray, np.ndarray]], matching: Matching) -> dict[str, Any]:
+    """Score probabilities at `THRESHOLD`, and Pd against Fa at the thresholds `CURVE`, in one pass.
+
+    Args:
+        maps: Probability float `(H, W)` and true mask bool `(H, W)` of each image; one pair is held at a time.
+        matching: Rule that pairs detections with targets.
+
+    Returns:
+        What `fewlabel.metrics.scores.evaluate` returns, and the curve of `fewlabel.metrics.roc` under `roc`.
+    """
+    curve = RocMetric(CURVE, matching)
+
+    def masks() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for probability, truth in maps:
+            curve.update(probability, truth)
+            yield probability > THRESHOLD, truth
+
+    return {**score(masks(), matching=matching), "roc": curve.compute()}
 
 
 def labelled_pairs(dataset: Dataset, ids: Iterable[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -71,18 +98,18 @@ def figures(scores: Scores) -> dict[str, float]:
 
 
 def score_table(folder: Path) -> str:
-    """The score table of an eval stage as plain text."""
+    """The score table of an eval stage as plain text, at most 100 characters wide for methods of up to 24."""
     content = read_json(folder / "scores.json")
+    warning = label_warning(PseudoLabels.from_summary(content["pseudo_labels"]))
+    ending = [f"warning: {warning}"] if warning else []
     if not content["methods"]:
-        return "no test list (img_idx/test.txt), so no student was scored"
-    matching = content["matching"]
-    lines = [
-        f"{'method':24s} {'IoU %':>7s} {'nIoU %':>7s} {'Pd %':>7s} {'Fa ppm':>9s}   ({matching} matching, test list)"
-    ]
+        return "\n".join(["no test list (img_idx/test.txt), so no student was scored", *ending])
     rows = dict(content["methods"])
     if truth := content["pseudo_labels"].get("truth"):
         rows["(pseudo-labels)"] = truth
+    head = " ".join(f"{heading:>{width}s}" for heading, _, width in COLUMNS)
+    lines = [f"{'method':24s} {head}   ({content['matching']} matching, test list)"]
     for name, row in rows.items():
-        cells = [("–" if row[key] is None else f"{row[key]:.1f}") for key in ("IoU", "nIoU", "Pd", "Fa")]
-        lines.append(f"{name:24s} {cells[0]:>7s} {cells[1]:>7s} {cells[2]:>7s} {cells[3]:>9s}")
-    return "\n".join(lines)
+        cells = (f"{'–' if row[key] is None else f'{row[key]:.1f}':>{width}s}" for _, key, width in COLUMNS)
+        lines.append(f"{name:24s} {' '.join(cells)}")
+    return "\n".join([*lines, *ending])

@@ -1,32 +1,35 @@
 """The work of each stage: from files to files."""
 
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 from torch import nn
 
 from fewlabel.core.errors import DataError
 from fewlabel.core.files import read_json, sha256_json, write_json
-from fewlabel.core.progress import track
 from fewlabel.data.check import CheckReport
 from fewlabel.data.check import check as check_dataset
 from fewlabel.data.dataset import Dataset
-from fewlabel.data.pool import PatchPool, loaders
+from fewlabel.data.pool import PatchPool, loaders, unlabelled_loaders
 from fewlabel.data.split import Split, make_split
 from fewlabel.labels.store import LabelStore
 from fewlabel.metrics.scores import evaluate as score
 from fewlabel.pipeline.inputs import draw_scenes, open_dataset, pseudo_loaders
-from fewlabel.pipeline.scoring import THRESHOLD, figures, predictions, validation_pairs
+from fewlabel.pipeline.labelling import CURVE_POINTS, LABELS, SOFT, SUMMARY, validation_of_teacher
+from fewlabel.pipeline.scoring import figures, predictions, validation_pairs
 from fewlabel.pipeline.trained import fresh_student
 from fewlabel.recipe import Method, Recipe
-from fewlabel.scalpel import transfer
 from fewlabel.scalpel.distill import teach
-from fewlabel.scalpel.teacher import ScalpelTeacher, load_teacher
+from fewlabel.scalpel.teacher import ScalpelTeacher
+from fewlabel.students.mean_teacher import train_mean_teacher
 from fewlabel.students.train import train_student
 from fewlabel.training.checkpoint import load_weights
 from fewlabel.training.loop import WEIGHTS
 
-CURVE_POINTS = 5  # validations during a training, for the curve in the report; nothing is chosen by them
+FROM_SCENES: frozenset[Method] = frozenset({"fewlabel", "synthetic-pretrained", "mean-teacher"})
+"""Methods whose student has seen rendered scenes before."""
+
+ONLINE_SHARE = 0.5  # of a batch that is not for fewlabel's online learning: labels and pseudo-labels
 
 
 def check(root: Path, out: Path | None, *, keep_going: bool, fraction: float | None) -> CheckReport:
@@ -84,12 +87,7 @@ def split(recipe: Recipe, dataset: Dataset, areas: dict[str, float], out: Path) 
 def teach_teacher(recipe: Recipe, dataset: Dataset, split: Split, out: Path, *, inputs: str, device: str) -> None:
     """Adapt SAM on the labelled images; writes the teacher's weights and log."""
     pool = PatchPool([(1.0, loaders(dataset, split.train))])
-    held_out = validation_pairs(dataset, split)
-
-    def validate(model: nn.Module) -> dict[str, float]:
-        views = ((transfer.predict(model, image, "one").probability > THRESHOLD, truth) for image, truth in held_out)
-        return figures(score(views))
-
+    unlabelled = unlabelled_pool(dataset, split)
     teach(
         ScalpelTeacher(recipe.teacher),
         pool.draw,
@@ -97,34 +95,16 @@ def teach_teacher(recipe: Recipe, dataset: Dataset, split: Split, out: Path, *, 
         out,
         seed=recipe.seed,
         device=device,
-        validate=validate if held_out else None,
+        validate=validation_of_teacher(validation_pairs(dataset, split)),
         validate_every=max(recipe.teach.steps // CURVE_POINTS, 1),
         fingerprint=inputs,
+        unlabelled=None if unlabelled is None else unlabelled.draw,
     )
 
 
-def label(
-    recipe: Recipe, dataset: Dataset, split: Split, teach_folder: Path, out: Path, *, inputs: str, device: str
-) -> None:
-    """Label the unlabelled images with the teacher; writes the label store, threshold.json and summary.json."""
-    teacher = load_teacher(teach_folder).to(device)
-    chosen = out / "threshold.json"
-    if not chosen.is_file():
-        write_json(chosen, {"threshold": choose_threshold(recipe, teacher, validation_pairs(dataset, split))})
-    threshold = float(read_json(chosen)["threshold"])
-    store = LabelStore(out / "labels", made_by=inputs)
-    transfer.label_images(teacher, split.unlabelled, dataset.image, store, threshold, recipe.label)
-    write_json(out / "summary.json", store.summary() | {"threshold": threshold})
-
-
-def choose_threshold(recipe: Recipe, teacher: nn.Module, held_out: list[tuple[np.ndarray, np.ndarray]]) -> float:
-    """The recipe's threshold, or the one that suits the validation images."""
-    if recipe.label.threshold is not None:
-        return recipe.label.threshold
-    views = recipe.label.views
-    return transfer.calibrate(
-        (transfer.predict(teacher, image, views).probability, truth) for image, truth in track(held_out, "threshold")
-    )
+def unlabelled_pool(dataset: Dataset, split: Split) -> PatchPool | None:
+    """The unlabelled images, whose masks, if any, stay shut; None where there are no such images."""
+    return PatchPool([(1.0, unlabelled_loaders(dataset, split.unlabelled))]) if split.unlabelled else None
 
 
 def train_synthetic(recipe: Recipe, out: Path, *, device: str) -> None:
@@ -146,8 +126,9 @@ def train_synthetic(recipe: Recipe, out: Path, *, device: str) -> None:
 def train_method(
     method: Method,
     recipe: Recipe,
-    pool: PatchPool,
-    held_out: list[tuple[np.ndarray, np.ndarray]],
+    dataset: Dataset,
+    split: Split,
+    labels: Path,
     synthetic: Path,
     out: Path,
     *,
@@ -157,43 +138,61 @@ def train_method(
     """Train the student by one method; writes its folder with weights and log.
 
     Args:
-        method: Decides the start: `fewlabel` and `synthetic-pretrained` begin where the rendered scenes ended.
+        method: Decides the start and the images. `fewlabel`, `synthetic-pretrained` and `mean-teacher` begin where the
+            rendered scenes ended: mean-teacher stands for what unlabelled images are worth without SAM, and from
+            another start the difference to fewlabel would also be that of the starts. The other two begin untrained.
         recipe: The run's recipe.
-        pool: Images to draw crops from.
-        held_out: Validation images and masks for the curve; nothing is chosen by them.
+        dataset: The data set.
+        split: The run's split.
+        labels: Folder of the label stage; read for `fewlabel` alone.
         synthetic: Folder of the student trained on rendered scenes.
         out: Parent of the method's folder.
         inputs: Fingerprint of the data.
         device: Where to train.
-
     """
+    section = recipe.student
     student = fresh_student(recipe)
-    if method in ("fewlabel", "synthetic-pretrained") and recipe.student.synthetic_steps:
+    if method in FROM_SCENES and section.synthetic_steps:
         load_weights(synthetic / WEIGHTS, student)
+    pool = method_pool(method, recipe, dataset, split, labels)
+    online = method == "mean-teacher" or (method == "fewlabel" and section.online)
+    unlabelled = unlabelled_pool(dataset, split) if online else None
+    held_out = validation_pairs(dataset, split)
 
     def validate(model: nn.Module) -> dict[str, float]:
         return figures(score(predictions(model, held_out)))
 
-    train_student(
-        student,
-        pool.draw,
-        recipe.student.training,
-        out / method,
-        seed=recipe.seed,
-        label=f"student {method}",
-        device=device,
-        validate=validate if held_out else None,
-        validate_every=max(recipe.student.training.steps // CURVE_POINTS, 1),
-        fingerprint=sha256_json([method, inputs]),
-    )
+    common: dict[str, Any] = {
+        "seed": recipe.seed,
+        "label": f"student {method}",
+        "device": device,
+        "validate": validate if held_out else None,
+        "validate_every": max(section.training.steps // CURVE_POINTS, 1),
+        "fingerprint": sha256_json([method, inputs]),
+        "soft_weight": section.soft_weight if method == "fewlabel" else 0.0,
+    }
+    if unlabelled is None:
+        train_student(student, pool.draw, section.training, out / method, **common)
+    else:
+        share = section.labelled_share if method == "mean-teacher" else ONLINE_SHARE
+        options = section.mean_teacher
+        train_mean_teacher(
+            student, pool.draw, unlabelled.draw, section.training, options, out / method, share=share, **common
+        )
 
 
-def method_pool(method: Method, recipe: Recipe, dataset: Dataset, split: Split, label_folder: Path) -> PatchPool:
-    """The images that one method's student is trained on; `split` has made sure that their masks are there."""
+def method_pool(method: Method, recipe: Recipe, dataset: Dataset, split: Split, labels: Path) -> PatchPool:
+    """The images with targets that one method's student is trained on; `split` has seen to it that their masks exist.
+
+    Pseudo-labels join the given ones unless none was accepted: all of them together would then say that there are no
+    targets. Images on which the teacher was unsure as a whole are left out (`PseudoLabel.unsure`).
+    """
     given = loaders(dataset, split.train)
     if method == "all-labels":
         return PatchPool([(1.0, given + loaders(dataset, split.unlabelled))])
-    if method == "fewlabel" and split.unlabelled:
-        pseudo = pseudo_loaders(dataset, LabelStore(label_folder / "labels"))
+    if method == "fewlabel" and read_json(labels / SUMMARY)["accepted"]:
+        store = LabelStore(labels / LABELS)
+        soft = labels / SOFT if recipe.student.soft_weight else None
+        pseudo = pseudo_loaders(dataset, store, [id for id in store.ids() if not store.get(id).unsure], soft)
         return PatchPool([(recipe.student.labelled_share, given), (1.0 - recipe.student.labelled_share, pseudo)])
     return PatchPool([(1.0, given)])

@@ -11,6 +11,8 @@ WIDTH, HEIGHT = 420, 190
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 10, 26
 POINTS = 300
 """Points kept per line; more are not visible at this width."""
+GAP = 0.5
+"""Decades between the lowest positive value of a logarithmic axis and its end, which stands for 0."""
 
 
 @dataclass(frozen=True)
@@ -19,10 +21,11 @@ class Line:
 
     Attributes:
         name: Name in the legend.
-        points: (x, y) in the order of x; non-finite ones are left out.
+        points: (x, y) in the order in which they are joined; non-finite ones are left out.
         faint: Draw thin and pale, without a place in the legend (raw values under a smoothed line).
         marks: Draw a dot at each point (few, separate measurements).
-        style: Colour number of the page, 0 to 5.
+        style: Colour number of the page, 0 to 5; from 6 on the colours come again, dashed.
+        spot: A point to mark with a large dot, on the line or beside it.
     """
 
     name: str
@@ -30,6 +33,73 @@ class Line:
     faint: bool = False
     marks: bool = False
     style: int = 0
+    spot: tuple[float, float] | None = None
+
+    @property
+    def look(self) -> str:
+        """Classes of the line's elements on the page."""
+        return f"s{self.style % 6}{' dashed' if self.style // 6 % 2 else ''}{' faint' if self.faint else ''}"
+
+
+class Axis:
+    """One axis of a chart: from values to pixels, and its ticks."""
+
+    def __init__(
+        self,
+        values: Sequence[float],
+        pixels: tuple[float, float],
+        *,
+        log: bool = False,
+        bounds: tuple[float, float] | None = None,
+        margin: float = 0.0,
+    ) -> None:
+        """Lay an axis over values.
+
+        Args:
+            values: Finite values that it has to hold, at least one.
+            pixels: Where its low and its high end lie.
+            log: Logarithmic. Values that are not positive lie on the low end, half a decade below the lowest positive
+                one, and that place is called 0.
+            bounds: Lowest and highest value instead of those of `values`.
+            margin: Room at both ends, as a share of the extent; none with `bounds`.
+        """
+        positive = [value for value in values if value > 0] or [1.0]
+        low, high = bounds or ((min(positive), max(positive)) if log else (min(values), max(values)))
+        if log:
+            low, high = math.log10(low), math.log10(high)
+        self.log, self.pixels = log, pixels
+        self.only = values[0] if min(values) == max(values) and not margin else None
+        self.zero = log and bounds is None and min(values) <= 0
+        if self.zero:
+            low -= GAP
+        if not bounds and (margin or high <= low):
+            room = (high - low) * margin or abs(high) * 0.05 or 1.0
+            low, high = (low if self.zero else low - room), high + room
+        self.low, self.high = low, high
+
+    def place(self, value: float) -> float:
+        """Pixel of a value; beyond an end it is the end's."""
+        if self.log:
+            value = math.log10(value) if value > 0 else self.low
+        share = min(max((value - self.low) / (self.high - self.low), 0.0), 1.0)
+        return self.pixels[0] + share * (self.pixels[1] - self.pixels[0])
+
+    def ticks(self, count: int = 4) -> list[tuple[float, str]]:
+        """Round values inside, about `count` steps on a linear axis, and what to write there."""
+        if self.only is not None:
+            return [(self.only, _text(self.only))]
+        if self.log:
+            low = self.low + GAP * self.zero  # what is written into the gap would run into the 0
+            bottom, top = 10**low, 10**self.high
+            values = _log_ticks(low, self.high) or (ticks(bottom, top, count) if bottom < top else [top])
+        else:
+            values = ticks(self.low, self.high, count)
+        return [(0.0, "0")] * self.zero + [(value, _text(value)) for value in values]
+
+
+def _text(value: float) -> str:
+    """A tick's value in few characters."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:g}"
 
 
 def ticks(low: float, high: float, count: int = 4) -> list[float]:
@@ -72,18 +142,22 @@ def line_chart(
     description: str,
     x_label: str = "step",
     log: bool = False,
+    log_x: bool = False,
     bounds: tuple[float, float] | None = None,
     reference: tuple[str, float] | None = None,
+    size: tuple[int, int] = (WIDTH, HEIGHT),
 ) -> Markup:
     """Draw lines over a common axis.
 
     Args:
         lines: The lines.
         description: What the chart shows, for readers who cannot see it.
-        x_label: Name under the horizontal axis.
+        x_label: Name under the horizontal axis, a few letters.
         log: Draw y on a logarithmic axis; values that are not positive are left out.
+        log_x: Draw x on a logarithmic axis; values that are not positive lie on its left end, which is called 0.
         bounds: Lowest and highest y; None to take them from the values.
         reference: Name and y of a dashed level line.
+        size: Width and height in units of the page's pixels; texts keep their size.
 
     Returns:
         An `<svg>` element, empty when no line has a finite point.
@@ -92,50 +166,39 @@ def line_chart(
     kept = [(line, points) for line, points in kept if points]
     if not kept:
         return Markup("")
-    xs = [x for _, points in kept for x, _ in points]
-    ys = [y for _, points in kept for _, y in points] + ([reference[1]] if reference else [])
-    low, high = bounds or (min(ys), max(ys))
-    if log:
-        low, high = math.log10(low), math.log10(high)
-    if not bounds:
-        margin = (high - low) * 0.05 or abs(high) * 0.05 or 1.0
-        low, high = low - margin, high + margin
-    first, last = min(xs), max(xs)
-    span = (last - first) or 1.0
+    width, height = size
+    spots = [line.spot for line, _ in kept if line.spot is not None]
+    drawn = [point for _, points in kept for point in points] + spots
+    x_axis = Axis([x for x, _ in drawn], (LEFT, width - RIGHT), log=log_x)
+    levels = [y for _, y in drawn] + ([reference[1]] if reference else [])
+    y_axis = Axis(levels, (height - BOTTOM, TOP), log=log, bounds=bounds, margin=0.05)
 
-    def place_x(x: float) -> float:
-        return LEFT + (x - first) / span * (WIDTH - LEFT - RIGHT)
-
-    def place_y(y: float) -> float:
-        value = math.log10(y) if log else y
-        share = min(max((value - low) / (high - low), 0.0), 1.0)
-        return HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM)
-
-    parts = [f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(description)}">']
-    for value in _log_ticks(low, high) if log else ticks(low, high):
-        y = place_y(value)
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text class="tick" x="{LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{value:g}</text>')
-    for value in ticks(first, last) if last > first else [first]:
-        anchor = "end" if place_x(value) > WIDTH - 30 else "middle"
-        parts.append(
-            f'<text class="tick" x="{place_x(value):.1f}" y="{HEIGHT - 10}" text-anchor="{anchor}">{value:,.0f}</text>'
-        )
-    parts.append(f'<text class="tick" x="4" y="{HEIGHT - 10}">{escape(x_label)}</text>')
+    parts = [f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(description)}">']
+    for value, text in y_axis.ticks(max(4, height // 50)):
+        y = y_axis.place(value)
+        parts.append(f'<line class="grid" x1="{LEFT}" x2="{width - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(f'<text class="tick" x="{LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{text}</text>')
+    for value, text in x_axis.ticks():
+        x = x_axis.place(value)
+        if log_x:
+            parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{height - BOTTOM}"/>')
+        anchor = "end" if x > width - 30 else "middle"
+        parts.append(f'<text class="tick" x="{x:.1f}" y="{height - 10}" text-anchor="{anchor}">{text}</text>')
+    parts.append(f'<text class="tick" x="4" y="{height - 10}">{escape(x_label)}</text>')
     if reference:
-        y = place_y(reference[1])
-        parts.append(f'<line class="level" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        y = y_axis.place(reference[1])
+        parts.append(f'<line class="level" x1="{LEFT}" x2="{width - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(
-            f'<text class="tick" x="{WIDTH - RIGHT}" y="{y - 5:.1f}" text-anchor="end">{escape(reference[0])}</text>'
+            f'<text class="tick" x="{width - RIGHT}" y="{y - 5:.1f}" text-anchor="end">{escape(reference[0])}</text>'
         )
     for line, points in kept:
-        colour = f"s{line.style % 6}{' faint' if line.faint else ''}"
-        path = " ".join(f"{place_x(x):.1f},{place_y(y):.1f}" for x, y in points)
-        parts.append(f'<polyline class="line {colour}" points="{path}"/>')
-        if line.marks or len(points) == 1:
-            parts += [
-                f'<circle class="dot {colour}" cx="{place_x(x):.1f}" cy="{place_y(y):.1f}" r="2.6"/>' for x, y in points
-            ]
+        placed = [(x_axis.place(x), y_axis.place(y)) for x, y in points]
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in placed)
+        parts.append(f'<polyline class="line {line.look}" points="{path}"/>')
+        dots = [(x, y, 2.6) for x, y in placed] if line.marks or len(points) == 1 else []
+        if line.spot is not None:
+            dots.append((x_axis.place(line.spot[0]), y_axis.place(line.spot[1]), 5.0))
+        parts += [f'<circle class="dot {line.look}" cx="{x:.1f}" cy="{y:.1f}" r="{r}"/>' for x, y, r in dots]
     parts.append("</svg>")
     return Markup("".join(parts))
 

@@ -7,16 +7,9 @@ from typing import Any
 import numpy as np
 
 from fewlabel.core.errors import RunError
-
-METHODS: Mapping[str, str] = {
-    "labels-only": "Labels only",
-    "synthetic-pretrained": "Synthetic pre-training, then labels",
-    "mean-teacher": "Mean teacher",
-    "teacher": "Teacher (SAM + adapter)",
-    "fewlabel": "fewlabel",
-    "all-labels": "All labels",
-}
-"""Names that a reader sees, by method; any other method is shown under its own name."""
+from fewlabel.metrics.roc import RocCurve
+from fewlabel.metrics.sizes import SizeBin
+from fewlabel.report.methods import method_name
 
 
 @dataclass(frozen=True)
@@ -51,27 +44,39 @@ class ScoreRow:
     Attributes:
         method: `labels-only`, `synthetic-pretrained`, `fewlabel`, `all-labels`, `teacher` or another method's name; the
             summary compares `fewlabel` with the others.
-        metrics: `IoU`, `nIoU` and `Pd` in percent, `Fa` in false pixels per million; other keys are left out of the
-            table, and a missing or non-finite one is shown as not measured.
+        metrics: `IoU`, `nIoU`, `hIoU` and `Pd` in percent, `Fa` in false pixels per million; other keys are left out of
+            the table, and a missing or non-finite one is shown as not measured.
         matching: Rule that pairs predicted with true targets for Pd and Fa, e.g. `nearest`.
         label: Name shown; empty for the usual name of the method.
+        sizes: Pd by area of the target, from small to large; empty when not counted.
+        curve: Pd against Fa over the threshold, None where undefined; None when not measured.
     """
 
     method: str
     metrics: Mapping[str, float]
     matching: str = "nearest"
     label: str = ""
+    sizes: Sequence[SizeBin] = ()
+    curve: RocCurve | None = None
 
     @classmethod
     def from_scores(cls, method: str, scores: Mapping[str, Any], label: str = "") -> "ScoreRow":
-        """Make a row from what `fewlabel.metrics.scores.evaluate` returns (numbers plus the name of the matching)."""
+        """Make a row from the scores of a method in scores.json.
+
+        Args:
+            method: The method.
+            scores: What `fewlabel.metrics.scores.evaluate` returns, as JSON holds it, with the curve under `roc` where
+                one was measured.
+            label: See the class.
+        """
         numbers = {key: float(value) for key, value in scores.items() if isinstance(value, int | float)}
-        return cls(method, numbers, str(scores.get("matching", "nearest")), label)
+        matching = str(scores.get("matching", "nearest"))
+        return cls(method, numbers, matching, label, scores.get("Pd_by_area", ()), scores.get("roc"))
 
     @property
     def name(self) -> str:
         """The name that a reader sees."""
-        return self.label or METHODS.get(self.method, self.method)
+        return self.label or method_name(self.method)
 
 
 @dataclass(frozen=True)
@@ -84,8 +89,8 @@ class PseudoLabels:
         ignored: Proposed targets whose pixels do not count in the student's loss.
         rejected: Proposed targets that were taken for background.
         reasons: Proposed targets of any outcome, by the gate's word for its reason.
-        quality: `IoU`, `nIoU` and `Pd` in percent, `Fa` per million, measured against labels that no training saw; None
-            when no such labels exist.
+        quality: `IoU`, `nIoU`, `hIoU` and `Pd` in percent, `Fa` per million, Pd by area under `Pd_by_area`; measured
+            against labels that no training saw; None when no such labels exist.
         coverage: Accepted ÷ proposed, in [0, 1]; None to have it taken from the counts above.
     """
 
@@ -94,7 +99,7 @@ class PseudoLabels:
     ignored: int
     rejected: int
     reasons: Mapping[str, int] = field(default_factory=dict)
-    quality: Mapping[str, float] | None = None
+    quality: Mapping[str, Any] | None = None
     coverage: float | None = None
 
     @classmethod
@@ -127,28 +132,28 @@ class PseudoLabels:
 class RouterWeights:
     """What the teacher's router chose, averaged over images.
 
-    A level has two gates: the image gate looks at the image as a whole; the final gate, which is what the operators
+    A level has two gates: the image gate looks at the image as a whole; the final gate, which is what the experts
     are weighted with, is the product of the image gate and a gate of each token, scaled to a sum of 1.
 
     Attributes:
-        operators: Names of the E operators, in the order of the weights.
+        experts: Names of the E experts, such as the operators, in the order of the weights.
         levels: By level name: E mean weights of the image gate and E mean weights of the final gate (averaged over
             tokens as well), each in [0, 1].
         entropy: By level name: (step, mean entropy of the final gates divided by log E) over the training, in [0, 1]:
-            1 = all operators used alike, 0 = one operator per token.
+            1 = all experts used alike, 0 = one expert per token.
     """
 
-    operators: tuple[str, ...]
+    experts: tuple[str, ...]
     levels: Mapping[str, tuple[Sequence[float], Sequence[float]]]
     entropy: Mapping[str, Sequence[tuple[int, float]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for level, (image, final) in self.levels.items():
-            if {len(image), len(final)} != {len(self.operators)}:
+            if {len(image), len(final)} != {len(self.experts)}:
                 raise RunError(
                     f"Router level {level!r} of the report holds {len(image)} weights of the image gate and "
-                    f"{len(final)} of the final gate where {len(self.operators)} operators are named; pass one weight "
-                    "of each gate per operator."
+                    f"{len(final)} of the final gate where {len(self.experts)} experts are named; pass one weight "
+                    "of each gate per expert."
                 )
 
 
@@ -223,6 +228,7 @@ class ReportData:
         curves: By training name: the records of its log.jsonl, `{"step", "lr", "loss", ...}` and
             `{"step", "val": {...}}` in any mixture.
         router: What the router chose, or None.
+        operators: Names of the examples' priors, in order; missing ones are numbered.
         examples: Images with all intermediate results; about eight keep the page below 5 MB.
         stages: Wall-clock time of each stage.
         versions: Software names and versions.
@@ -240,6 +246,7 @@ class ReportData:
     pseudo_labels: PseudoLabels | None = None
     curves: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     router: RouterWeights | None = None
+    operators: Sequence[str] = ()
     examples: Sequence[Example] = ()
     stages: Sequence[StageTime] = ()
     versions: Mapping[str, str] = field(default_factory=dict)

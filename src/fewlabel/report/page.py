@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,10 @@ from fewlabel.report.contents import (
     ScoreRow,
     StageTime,
 )
-from fewlabel.report.pictures import panels
-from fewlabel.report.summary import judge, sam_line, score
+from fewlabel.report.detection import roc, size_table
+from fewlabel.report.methods import method_name
+from fewlabel.report.pictures import pictures
+from fewlabel.report.summary import judge, label_warning, sam_line, score
 
 __all__ = [
     "DataFacts",
@@ -38,6 +39,7 @@ __all__ = [
 METRICS = (
     ("IoU", "IoU", "%", True),
     ("nIoU", "nIoU", "%", True),
+    ("hIoU", "hIoU", "%", True),
     ("Pd", "Pd", "%", True),
     ("Fa", "Fa", "per 10⁶ px", False),
 )
@@ -53,6 +55,27 @@ def build(data: ReportData) -> str:
     Returns:
         The page; a pure function of `data`. All text is escaped, pictures are embedded, nothing is loaded.
     """
+    return render(
+        "report.html.j2",
+        data=data,
+        facts=data.facts,
+        verdict=judge(data.scores),
+        warning=label_warning(data.pseudo_labels),
+        sam=sam_line(data.sam),
+        scores=score_table(data),
+        sizes=size_table(data.scores, data.pseudo_labels),
+        roc=roc(data.scores),
+        matchings=sorted({row.matching for row in data.scores}),
+        outcomes=outcomes(data.pseudo_labels),
+        curves=curves(data),
+        router=router(data.router),
+        examples=examples(data),
+        seconds=sum(stage.seconds for stage in data.stages),
+    )
+
+
+def render(template: str, **values: Any) -> str:
+    """A page from one of the templates: all text escaped, nothing undefined."""
     environment = Environment(
         loader=PackageLoader("fewlabel.report"),
         autoescape=True,
@@ -61,19 +84,7 @@ def build(data: ReportData) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(duration=duration, number=number)
-    return environment.get_template("report.html.j2").render(
-        data=data,
-        facts=data.facts,
-        verdict=judge(data.scores),
-        sam=sam_line(data.sam),
-        scores=score_table(data),
-        matchings=sorted({row.matching for row in data.scores}),
-        outcomes=outcomes(data.pseudo_labels),
-        curves=curves(data),
-        router=router(data.router),
-        examples=examples(data),
-        seconds=sum(stage.seconds for stage in data.stages),
-    )
+    return environment.get_template(template).render(**values)
 
 
 def write(data: ReportData, path: Path) -> None:
@@ -127,7 +138,7 @@ def curves(data: ReportData) -> list[dict[str, Any]]:
         loss = loss_chart(name, records)
         validation, text = validation_chart(name, records)
         if loss or validation:
-            drawn.append({"name": name, "loss": loss, "validation": validation, "text": text})
+            drawn.append({"name": method_name(name), "loss": loss, "validation": validation, "text": text})
     return drawn
 
 
@@ -142,37 +153,18 @@ def router(weights: RouterWeights | None) -> dict[str, Any] | None:
     ]
     lines = [Line(level, points, style=i) for i, (level, points) in enumerate(weights.entropy.items())]
     last: Mapping[str, float] = {line.name: line.points[-1][1] for line in lines if line.points}
-    text = "Mean entropy of the final gates, 1 = all operators used alike; last: " + ", ".join(
+    text = "Mean entropy of the final gates, 1 = all experts used alike; last: " + ", ".join(
         f"{name} {value:.2f}" for name, value in last.items()
     )
     chart = line_chart(
         lines,
         description=f"{text}.",
         bounds=(0.0, 1.2),
-        reference=("all operators used alike", 1.0),
+        reference=("all experts used alike", 1.0),
     )
-    return {"operators": weights.operators, "rows": rows, "chart": chart, "lines": lines}
+    return {"experts": weights.experts, "rows": rows, "chart": chart, "lines": lines}
 
 
 def examples(data: ReportData) -> list[dict[str, Any]]:
     """Pictures of each example: its name, size, enlarged window and panels as plain values."""
-    operators = data.router.operators if data.router else ()
-    drawn = []
-    for example in data.examples:
-        window, pictures = panels(example, operators)
-        height, width = example.image.shape
-        factor = -(-max(height, width) // 256)
-        drawn.append(
-            {
-                "id": example.id,
-                "height": height,
-                "width": width,
-                # The reduced picture covers whole blocks, a little more than the image where its side is no multiple.
-                "picture_height": -(-height // factor) * factor,
-                "picture_width": -(-width // factor) * factor,
-                "window": asdict(window),
-                "truth": example.truth is not None,
-                "panels": [asdict(picture) for picture in pictures],
-            }
-        )
-    return drawn
+    return [pictures(example, data.operators) for example in data.examples]

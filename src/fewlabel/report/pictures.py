@@ -6,7 +6,8 @@ Targets are a few pixels across, so each picture comes twice: whole, and as a wi
 import base64
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
@@ -19,8 +20,31 @@ GREYS = 64
 MAP_LEVELS = 32
 LONGEST = 256
 """Whole pictures are reduced by a whole factor until no side is longer (pixels)."""
+LEAST, MOST = 32, 96
+"""Smallest and largest side of an enlarged window (pixels)."""
 ACCEPTED = np.array([255, 150, 20], dtype=np.float32)
 IGNORED = np.array([150, 110, 255], dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A numbered outline on a picture.
+
+    Attributes:
+        verdict: What the gate said, which decides the colour.
+        number: The number, written at the upper right of the outline.
+        x: Right border of the outline, in pixels of the image.
+        y: Upper border.
+        whole: SVG path in the whole picture.
+        zoom: SVG path in the enlarged window; empty when out of sight.
+    """
+
+    verdict: str
+    number: int
+    x: int
+    y: int
+    whole: str
+    zoom: str
 
 
 @dataclass(frozen=True)
@@ -34,6 +58,7 @@ class Panel:
         zoom: Window of the map as a PNG data address, one PNG pixel per image pixel.
         truth: SVG path of the true targets' outline in the window; empty when unknown or out of sight.
         outline: SVG path of the predicted targets' outline in the window; empty when there is none.
+        marks: Numbered outlines on top.
     """
 
     title: str
@@ -42,6 +67,7 @@ class Panel:
     zoom: str
     truth: str
     outline: str
+    marks: tuple[Mark, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -175,7 +201,7 @@ def outline(mask: np.ndarray) -> str:
     return "".join(strokes)
 
 
-def find_window(example: Example, least: int = 32, most: int = 96) -> Window:
+def find_window(example: Example, least: int = LEAST, most: int = MOST) -> Window:
     """Choose the window to enlarge.
 
     It lies on a true target that the student missed, if there is one; else on the largest true target; else on the
@@ -189,8 +215,21 @@ def find_window(example: Example, least: int = 32, most: int = 96) -> Window:
     Returns:
         A square window inside the image; its side is at most the image's shorter side.
     """
-    height, width = example.image.shape
-    spot = _spot(example)
+    return window_around(_spot(example), least, most)
+
+
+def window_around(spot: np.ndarray, least: int = LEAST, most: int = MOST) -> Window:
+    """A square window on some pixels, twice as large as their extent.
+
+    Args:
+        spot: bool (H, W), not empty.
+        least: Smallest side in pixels.
+        most: Largest side in pixels.
+
+    Returns:
+        A window inside the image; its side is at most the image's shorter side.
+    """
+    height, width = spot.shape
     rows, columns = np.nonzero(spot)
     extent = int(max(np.ptp(rows), np.ptp(columns))) + 1
     size = min(max(least, 2 * extent), most, height, width)
@@ -234,6 +273,24 @@ def panels(example: Example, operators: Sequence[str] = ()) -> tuple[Window, lis
         levels = map_levels(example.student, unit=True)
         drawn.append(panel("student", "Probability of the student", levels, map_palette(), _above(example.student)))
     return window, drawn
+
+
+def pictures(example: Example, operators: Sequence[str] = ()) -> dict[str, Any]:
+    """An example as plain values for a template: name, size, enlarged window and panels; see `panels`."""
+    window, drawn = panels(example, operators)
+    height, width = example.image.shape
+    factor = -(-max(height, width) // LONGEST)
+    return {
+        "id": example.id,
+        "height": height,
+        "width": width,
+        # The reduced picture covers whole blocks, a little more than the image where its side is no multiple.
+        "picture_height": -(-height // factor) * factor,
+        "picture_width": -(-width // factor) * factor,
+        "window": asdict(window),
+        "truth": example.truth is not None,
+        "panels": [asdict(panel) for panel in drawn],
+    }
 
 
 def _above(probability: np.ndarray) -> np.ndarray:

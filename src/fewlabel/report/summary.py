@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fewlabel.report.contents import ScoreRow
+from fewlabel.report.contents import PseudoLabels, ScoreRow
 
 LEVEL = 0.05
 """Differences below this many IoU points vanish in the one decimal that the page shows."""
@@ -136,6 +136,20 @@ def _other_baselines(by_method: dict[str, ScoreRow], iou: float) -> list[str]:
         if method not in skipped and (value := score(row, "IoU")) is not None and value - iou >= LEVEL
     ]
     return [f"Higher than fewlabel: {', '.join(better)}."] if better else []
+
+
+def label_warning(labels: PseudoLabels | None) -> str:
+    """Say that no pseudo-label holds a target, which no score shows; nothing where one does."""
+    if labels is None or not labels.images or labels.accepted:
+        return ""
+    images = f"{labels.images} unlabelled image{'s' if labels.images > 1 else ''}"
+    if labels.proposed:
+        found = f"the gate accepted none of the {labels.proposed} targets that the teacher proposed in {images}"
+        what = "look at the gate's reasons, or train the teacher longer"
+    else:
+        found = f"the teacher proposed no target in {images}"
+        what = "train the teacher longer, label more images, or lower label.threshold"
+    return f"{found}, so no pseudo-label shows fewlabel's student a target; {what}."
 
 
 def sam_line(name: str) -> str:

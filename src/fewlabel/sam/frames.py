@@ -13,6 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 OUTSIDE = -10.0  # mask-prompt logit of the padding beyond the image: certainly background
+# Cells that a cell's mean looks across: with 2, `to_image` finds straight edges again exactly, but a target of two or
+# three cells fades; 1.6 keeps edges to 0.03 of a cell.
+WINDOW = 1.6
 
 
 @dataclass(frozen=True)
@@ -87,13 +90,6 @@ class Frame:
         """How many of a grid's rows and columns over the whole frame the content touches; the others are padding."""
         return -(-self.content[0] * rows // self.side), -(-self.content[1] * columns // self.side)
 
-    def padding(self, side: int) -> Tensor:
-        """Which cells of a grid over the whole frame lie in the padding altogether: bool `(side, side)`, on the CPU."""
-        rows, columns = self.touched(side, side)
-        padding = torch.ones((side, side), dtype=torch.bool)
-        padding[:rows, :columns] = False
-        return padding
-
 
 def to_image(low: Tensor, frame: Frame) -> Tensor:
     """Resample decoder logits to an image: bilinear, the padding left out; differentiable.
@@ -122,16 +118,19 @@ def to_image(low: Tensor, frame: Frame) -> Tensor:
 def to_grid(masks: Tensor, frame: Frame, side: int) -> Tensor:
     """Resample logits of an image to a square grid over the whole frame, such as a mask prompt's; differentiable.
 
+    The grid is made to be read by `to_image`: each cell takes a mean around its centre, and what the means would lose
+    on the way back is gathered likewise and added (one step of iterative back-projection, Irani and Peleg, 1991). So
+    edges stay where they are to a small part of a cell; values beside a straight one overshoot by an eighth of its
+    step.
+
     Args:
         masks: float `(..., H, W)` logits of an image of the frame's size.
         frame: Where the image lies.
         side: Cells of the grid along each side.
 
     Returns:
-        `(..., side, side)`: a mean around each cell's centre, weighted by a triangle that reaches one cell (at least
-        one pixel) to each side and stops at the image's edge; `OUTSIDE` where a cell lies in the padding altogether.
+        `(..., side, side)`; `OUTSIDE` where a cell lies in the padding altogether.
     """
-    # F.interpolate(antialias=True) would do for whole cells alone; its kernel knows no scale beside the two sizes.
     rows, columns = (_gathering(frame, axis, side).to(masks) for axis in (0, 1))
     grid = rows @ masks @ columns.T
     return F.pad(grid, (0, side - len(columns), 0, side - len(rows)), value=OUTSIDE)
@@ -139,11 +138,17 @@ def to_grid(masks: Tensor, frame: Frame, side: int) -> Tensor:
 
 def _gathering(frame: Frame, axis: int, side: int) -> Tensor:
     """Weights float64 `(n, length)` with which the n touched cells of a grid gather the pixels of one image axis."""
-    pixels = frame.side * frame.size[axis] / (side * frame.content[axis])  # of the image in one cell
-    centres = (torch.arange(frame.touched(side, side)[axis], dtype=torch.float64) + 0.5) * pixels
-    distance = (centres[:, None] - torch.arange(frame.size[axis]) - 0.5).abs()
-    weights = (1.0 - distance / max(1.0, pixels)).clamp_min(0.0)
-    return weights / weights.sum(1, keepdim=True)
+    length, count = frame.size[axis], frame.touched(side, side)[axis]
+    pixels = frame.side * length / (side * frame.content[axis])  # of the image in one cell
+    centres = torch.arange(count, dtype=torch.float64) + 0.5
+    reach = max(0.5, WINDOW / 2 * pixels)
+    low, high = centres[:, None] * pixels - reach, centres[:, None] * pixels + reach
+    edges = torch.arange(length + 1, dtype=torch.float64)
+    edges[0], edges[-1] = -torch.inf, torch.inf  # the outermost pixels go on beyond the image
+    means = (torch.minimum(high, edges[1:]) - torch.maximum(low, edges[:-1])).clamp_min(0.0) / (2 * reach)
+    places = ((torch.arange(length, dtype=torch.float64) + 0.5) / pixels).clamp(0.5, count - 0.5)
+    reading = (1.0 - (places[:, None] - centres).abs()).clamp_min(0.0)  # of the pixels, as in `to_image`
+    return 2.0 * means - means @ reading @ means
 
 
 def _stretch(xy: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:

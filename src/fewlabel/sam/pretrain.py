@@ -4,6 +4,9 @@ Each step draws images with a few targets each, gives every target a click or a 
 for an ambiguous click, or one mask otherwise; up to half of the steps go on with correction clicks and the previous
 logits as a mask prompt. Half of the images are infrared scenes, half are scenes of objects and their parts; none is
 real. Batches come from `pretrain_batches`, losses from `pretrain_loss`.
+
+With a pool of scenes the encoder stays as it was and only what prompts and masks need goes on training
+(`pretrain_frozen`): the features of a scene are computed once and kept.
 """
 
 import json
@@ -21,15 +24,17 @@ from fewlabel.sam.families import load
 from fewlabel.sam.nano import NANO_FOLDER, build_nano, save_nano
 from fewlabel.sam.pretrain_batches import Batches
 from fewlabel.sam.pretrain_config import PRESETS, Course, PretrainConfig, configure
+from fewlabel.sam.pretrain_frozen import FrozenFeatures, check_phase, freeze_encoder
 from fewlabel.sam.pretrain_loss import step_loss
 from fewlabel.sam.promptable import PromptableSegmenter
 from fewlabel.training.checkpoint import load_state, read_tensors, weights_sha256
-from fewlabel.training.loop import CHECKPOINT, WEIGHTS, FitResult, fit
+from fewlabel.training.loop import CHECKPOINT, LOG, WEIGHTS, FitResult, fit
 
 __all__ = ["PRESETS", "PretrainConfig", "configure", "pretrain", "publish"]
 
 SETTINGS = "settings.json"
 TRAINING = "training.json"
+START = "start"  # folder of the weights that a training with a frozen encoder began with
 
 
 def pretrain(
@@ -40,6 +45,8 @@ def pretrain(
     *,
     workers: int = 0,
     start: str | None = None,
+    cache: Path | None = None,
+    cache_gb: float = 10.0,
 ) -> FitResult:
     """Pre-train nano-SAM; a stopped run goes on from its checkpoint, bit for bit on the CPU.
 
@@ -47,34 +54,44 @@ def pretrain(
         config: Options.
         folder: Run folder: settings, log, checkpoint, and at the end `config.json`, `model.safetensors` (averaged
             weights in half precision, transformers' layout, so that `families.load(folder)` opens it) and
-            `training.json`.
+            `training.json`; with a pool of scenes also the weights that it began with.
         seed: Seed of the initial weights and of all batches.
         device: Where to train.
         workers: Processes that render scenes; the result does not depend on it.
         start: "nano" or a folder of nano-SAM's weights to go on from, with a schedule of its own; random weights when
             None.
+        cache: Folder of an embedding cache for a pool of scenes, or None; the result does not depend on it.
+        cache_gb: Bound on the cache, in 10^9 bytes.
 
     Returns:
         Steps, seconds and folder.
 
     Raises:
-        RunError: The folder belongs to another training, a renderer was ended, or the loss is no longer finite.
+        RunError: The options contradict each other, the folder belongs to another training, the cache cannot be
+            used, a renderer was ended, or the loss is no longer finite.
         ModelError: `start` is not a nano-SAM.
     """
+    check_phase(config, start, cache)
     segmenter = build_nano(seed)
-    earlier: dict[str, Any] | None = None
-    if start is not None:
-        earlier = warm_start(segmenter, start)
-    if not any((folder / name).exists() for name in (CHECKPOINT, WEIGHTS)):  # else they say what was begun here
-        write_json(folder / SETTINGS, settings(config, seed, device) | ({"from": earlier} if earlier else {}))
+    earlier: dict[str, Any] = {} if start is None else warm_start(segmenter, start)
+    digest = earlier.get("weights_sha256", "")
     bare_encoder(segmenter)
+    features = FrozenFeatures(segmenter, digest, device, cache, cache_gb) if config.pool else None
+    if not any((folder / name).exists() for name in (CHECKPOINT, WEIGHTS)):  # else they say what was begun here
+        if config.pool:
+            save_nano(segmenter, folder / START)
+        write_json(folder / SETTINGS, settings(config, seed, device) | ({"from": earlier} if earlier else {}))
+    if config.pool:
+        freeze_encoder(segmenter)
     exact_positions(segmenter, torch.device(device).type)
     warm = start is not None
     with Batches(config, seed, warm, workers, pin=device.startswith("cuda")) as batches:
 
         def loss(model: nn.Module, step: int) -> dict[str, Tensor]:
-            course = Course.at(step, config, warm)
-            return step_loss(segmenter, batches(step).to(device), course.late, config.quality)
+            course, batch = Course.at(step, config, warm), batches(step)
+            embedding, hit_rate = (None, None) if features is None else features(batch.images)
+            terms = step_loss(segmenter, batch.to(device), course.late, config.quality, embedding)
+            return terms if hit_rate is None else terms | {"hit_rate": torch.tensor(hit_rate, device=device)}
 
         result = fit(
             segmenter,
@@ -84,7 +101,7 @@ def pretrain(
             seed=seed,
             label="pretrain nano-SAM",
             device=device,
-            fingerprint=earlier["weights_sha256"] if earlier else "",
+            fingerprint=digest,
         )
     save_nano(segmenter, folder)
     write_json(folder / TRAINING, read_run(folder)[0])
@@ -151,8 +168,9 @@ def read_run(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """What is known of the training in a run folder, finished or not, and its averaged weights.
 
     Returns:
-        Facts: `steps` done, whether that was all (`finished`), `seconds`, the run's `settings`, and `total` steps,
-        images and seconds with those of the trainings that it started from. Weights by name.
+        Facts: `steps` done, whether that was all (`finished`), `seconds`, the run's `settings`, the embedding cache's
+        `hit_rate` where there was one, and `total` steps, images and seconds with those of the trainings that it
+        started from. Weights by name, without those of a frozen encoder.
 
     Raises:
         RunError: The folder holds neither weights nor a checkpoint.
@@ -176,7 +194,19 @@ def read_run(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise RunError(f"{folder} holds neither {WEIGHTS} nor {CHECKPOINT}; give the folder of a pre-training run.")
     if (folder / SETTINGS).exists():
         facts |= read_json(folder / SETTINGS)
+    facts |= _hits(folder / LOG)
     return facts | {"total": _total(facts)}, tensors
+
+
+def _hits(log: Path) -> dict[str, float]:
+    """Share of the images whose features were in the cache, over all steps in the log that had one."""
+    text = log.read_text(encoding="utf-8") if log.exists() else ""
+    hits = steps = before = 0
+    for line in (json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")):
+        count, before = line["step"] - before, line["step"]
+        if "hit_rate" in line:
+            hits, steps = hits + count * line["hit_rate"], steps + count
+    return {"hit_rate": round(hits / steps, 4)} if steps else {}
 
 
 def _total(facts: dict[str, Any]) -> dict[str, float]:
@@ -206,7 +236,8 @@ def publish(folder: Path, target: Path = NANO_FOLDER) -> dict[str, Any]:
     """
     facts, tensors = read_run(folder)
     segmenter = build_nano(0)
-    segmenter.load_state_dict(tensors)
+    kept = load(str(folder / START)).state_dict() if facts.get("config", {}).get("pool") else {}
+    segmenter.load_state_dict(kept | tensors)
     save_nano(segmenter, target)
     write_json(target / TRAINING, facts)
     return facts

@@ -28,6 +28,7 @@ from fewlabel.sam.prompts import central_point, noisy_box, random_point, tight_b
 INFRARED = infrared.InfraredConfig(counts=(0.0, 0.25, 0.2, 0.2, 0.2, 0.15))
 AHEAD = 2  # batches that each worker renders in advance
 MOST_CORRECTIONS = 2
+POOL, ORDER = 1, 2  # third words of the seeds of a pool's scenes and of its orders; those of steps have two words
 
 
 @dataclass(frozen=True)
@@ -135,8 +136,24 @@ def _shuffled(rng: np.random.Generator, labels: NDArray[np.int32], count: int) -
     return np.concatenate([first, rng.choice(numbers, count - len(first))])
 
 
+def pool_scene(config: PretrainConfig, seed: int, index: int) -> Scene:
+    """Render a scene of the pool: a pure function of the arguments; only `config.infrared` counts."""
+    return draw_scene(np.random.default_rng([seed, index, POOL]), config.infrared)
+
+
+def pool_indices(config: PretrainConfig, seed: int, step: int) -> list[int]:
+    """Which scenes of the pool a step shows: all of them in a random order, then all in another one, and so on."""
+    found = []
+    for place in range(step * config.batch, (step + 1) * config.batch):
+        epoch, at = divmod(place, config.pool)
+        found.append(int(np.random.default_rng([seed, epoch, ORDER]).permutation(config.pool)[at]))
+    return found
+
+
 def draw_batch(config: PretrainConfig, seed: int, step: int, warm: bool) -> Batch:
     """Render the batch of one step and draw its prompts: a pure function of the arguments.
+
+    The scenes are new ones, or the next of the pool; the prompts are always new.
 
     Args:
         config: Options.
@@ -145,7 +162,10 @@ def draw_batch(config: PretrainConfig, seed: int, step: int, warm: bool) -> Batc
         warm: Whether the training started from trained weights.
     """
     rng = np.random.default_rng([seed, step])
-    scenes = [draw_scene(rng, config.infrared) for _ in range(config.batch)]
+    if config.pool:
+        scenes = [pool_scene(config, seed, index) for index in pool_indices(config, seed, step)]
+    else:
+        scenes = [draw_scene(rng, config.infrared) for _ in range(config.batch)]
     masks = np.stack([choose_masks(rng, scene, config.targets, config.parts) for scene in scenes])
     flat = masks.reshape(-1, FRAME, FRAME)
     points = boxes = None

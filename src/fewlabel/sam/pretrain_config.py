@@ -1,8 +1,9 @@
 """Options of nano-SAM's pre-training, the two recipes that are used, and what changes in the course of a training."""
 
 from dataclasses import dataclass
+from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
 from fewlabel.core.errors import RunError
 from fewlabel.training.loop import LoopConfig
@@ -30,6 +31,18 @@ class PretrainConfig(LoopConfig):
         default=0.58, ge=0, le=1, description="Share of the training after which the late pixel loss sets in."
     )
     quality: float = Field(default=1.0, gt=0, description="Weight of the predicted IoU's squared error.")
+    pool: int = Field(
+        default=0,
+        ge=0,
+        description="Scenes that are shown again and again to a frozen encoder; with 0 all scenes are new and the "
+        "whole network trains.",
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_an_empty_pool(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave `pool` out where it is 0: checkpoints and records from before it was an option stay what they are."""
+        options: dict[str, Any] = dump(self)
+        return {name: value for name, value in options.items() if name != "pool" or value}
 
 
 # On a GPU a step costs a few times the launch of its kernels, so it takes many images: windows of four cells give

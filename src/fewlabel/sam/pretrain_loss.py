@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fewlabel.sam.pretrain_batches import Batch
-from fewlabel.sam.promptable import PromptableSegmenter
+from fewlabel.sam.promptable import Embedding, PromptableSegmenter
 from fewlabel.sam.prompts import correction_clicks
 
 # Weights of the cross entropy over the target and over the rest. The rest weighs more so that a network that knows
@@ -104,7 +104,13 @@ def score(segmenter: PromptableSegmenter, low: Tensor, quality: Tensor, targets:
     )
 
 
-def step_loss(segmenter: PromptableSegmenter, batch: Batch, late: float, quality_weight: float) -> dict[str, Tensor]:
+def step_loss(
+    segmenter: PromptableSegmenter,
+    batch: Batch,
+    late: float,
+    quality_weight: float,
+    embedding: Embedding | None = None,
+) -> dict[str, Tensor]:
     """Loss terms of one step; nothing in it is random, and nothing waits for the device.
 
     The first prompts ask for three masks or one; then correction clicks, one at a time, go on from the best mask.
@@ -114,12 +120,14 @@ def step_loss(segmenter: PromptableSegmenter, batch: Batch, late: float, quality
         batch: Images, targets and prompts.
         late: As in `mask_loss`.
         quality_weight: Weight of the predicted IoU's squared error.
+        embedding: Of the batch's images, where the encoder is frozen; encoded here when None.
 
     Returns:
         The total "loss", and of the first prompts the mask loss "first", "iou_error", the best mask's "iou" and the
         IoU "chosen" by the predicted quality.
     """
-    embedding = segmenter.encode(batch.images.float())
+    if embedding is None:
+        embedding = segmenter.encode(batch.images.float())
     points, labels = batch.points, None
     if points is not None:
         labels = torch.ones(points.shape[:3], dtype=torch.long, device=points.device)

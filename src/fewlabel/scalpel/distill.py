@@ -1,41 +1,33 @@
-"""Stage 1 of the scalpel recipe: few labelled images and rendered scenes teach the teacher.
+"""Stage 1 of the scalpel recipe: few labelled images, rendered scenes and the frozen SAM teach the teacher.
 
-After Scalpel-SAM (arXiv 2512.22483), whose losses are not public; rendered scenes as free labels are our own.
+After Scalpel-SAM (arXiv 2512.22483), whose losses are not public; rendered scenes as free labels are our own, and so
+are the terms that keep the teacher near the SAM it came from (`scalpel.guidance`).
 """
 
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from fewlabel.core.errors import ModelError
 from fewlabel.core.files import sha256_json, write_json
-from fewlabel.data.augment import AugmentConfig, Batch, crop_batch
+from fewlabel.data.augment import Batch, crop_batch
 from fewlabel.data.pool import Draw, patch_of_scene
-from fewlabel.data.synth.infrared import InfraredConfig, render
+from fewlabel.data.synth.infrared import render
+from fewlabel.scalpel.reference import FrozenSam
+from fewlabel.scalpel.teach_config import TeachConfig
+from fewlabel.scalpel.teach_losses import losses, shares
 from fewlabel.scalpel.teacher import CARD, ScalpelTeacher
-from fewlabel.scalpel.tiles import TILE
-from fewlabel.training.loop import FitResult, LoopConfig, fit
-from fewlabel.training.losses import bce, soft_iou
+from fewlabel.training.checkpoint import weights_sha256
+from fewlabel.training.loop import WEIGHTS, FitResult, fit
 
+__all__ = ["TeachConfig", "draw_batch", "draw_unlabelled", "teach"]
 
-class TeachConfig(LoopConfig):
-    """Options of teaching the teacher."""
-
-    steps: int = Field(default=1200, ge=1, description="Optimiser steps.")
-    batch: int = Field(default=4, ge=1, description="Crops in a step.")
-    crop: int = Field(default=TILE, ge=16, multiple_of=4, description="Side of the crops in pixels.")
-    synthetic: float = Field(default=0.5, ge=0, le=1, description="Share of rendered scenes in a batch.")
-    scenes: InfraredConfig = Field(default=InfraredConfig(), description="What the scenes are rendered from.")
-    augment: AugmentConfig = Field(
-        default_factory=lambda: AugmentConfig.model_validate({}), description="How crops vary."
-    )
-    bce_weight: float = Field(default=1.0, ge=0, description="Weight of the cross-entropy.")
-    iou_weight: float = Field(default=1.0, ge=0, description="Weight of the soft IoU loss.")
-    coarse_weight: float = Field(default=0.3, ge=0, description="Weight of the same losses on SAM's own mask logits.")
+UNLABELLED_STREAM = 1  # crops of unlabelled images have random numbers of their own, so the others stay what they are
 
 
 def draw_batch(draw: Draw, config: TeachConfig, seed: int, step: int) -> Batch:
@@ -58,53 +50,24 @@ def draw_batch(draw: Draw, config: TeachConfig, seed: int, step: int) -> Batch:
     return crop_batch(patches, config.crop, rng, config.augment)
 
 
-def coarse_batch(targets: Tensor, weights: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Targets and weights at the size of SAM's masks.
+def draw_unlabelled(draw: Draw, config: TeachConfig, seed: int, step: int) -> Batch:
+    """The unlabelled crops of one step, a pure function of its arguments.
 
     Args:
-        targets: float (B, 1, S, S) in {0, 1}.
-        weights: float (B, 1, S, S) >= 0.
-        size: Rows and columns (h, w).
+        draw: `(n, rng) -> n patches`; their targets are blanked before a crop is placed.
+        config: Gives their number, crop and augmentation.
+        seed: Seed of the training.
+        step: Step from 0.
 
     Returns:
-        (B, 1, h, w) each: a cell is target if any of its pixels is, so that no small target is lost, and counts as
-        much as the least of its pixels.
+        Crops in which there is no target and no pixel counts.
     """
-    return F.adaptive_max_pool2d(targets, size), -F.adaptive_max_pool2d(-weights, size)
-
-
-def losses(teacher: ScalpelTeacher, batch: Batch, config: TeachConfig) -> dict[str, Tensor]:
-    """Loss terms of a batch.
-
-    Args:
-        teacher: The teacher, on the device of the batch.
-        batch: Crops.
-        config: Weights of the terms.
-
-    Returns:
-        Scalars: `loss` (the sum that is minimised), `bce`, `soft_iou`, `coarse`; with an adapter also `balance` (as it
-        enters the sum) and `gate_entropy` (mean over the levels, 1 = all operators used alike; not in the sum).
-    """
-    logits, coarse_logits = teacher.both(batch.images)
-    size = (int(coarse_logits.shape[-2]), int(coarse_logits.shape[-1]))
-    coarse_targets, coarse_weights = coarse_batch(batch.targets, batch.weights, size)
-    terms = {
-        "bce": bce(logits, batch.targets, batch.weights),
-        "soft_iou": soft_iou(logits, batch.targets, batch.weights),
-        "coarse": config.bce_weight * bce(coarse_logits, coarse_targets, coarse_weights)
-        + config.iou_weight * soft_iou(coarse_logits, coarse_targets, coarse_weights),
-    }
-    total = (
-        config.bce_weight * terms["bce"]
-        + config.iou_weight * terms["soft_iou"]
-        + config.coarse_weight * terms["coarse"]
-    )
-    if teacher.adapter is not None:
-        entropies = list(teacher.adapter.entropy().values())
-        terms["balance"] = teacher.adapter.balance_loss()
-        terms["gate_entropy"] = torch.tensor(sum(entropies) / len(entropies), device=logits.device)
-        total = total + terms["balance"]
-    return {"loss": total, **terms}
+    rng = np.random.default_rng([seed, step, UNLABELLED_STREAM])
+    blank = [
+        replace(patch, target=np.zeros_like(patch.target), weight=np.zeros_like(patch.weight))
+        for patch in draw(config.unlabelled, rng)
+    ]
+    return crop_batch(blank, config.crop, rng, config.augment)
 
 
 def teach(
@@ -118,6 +81,7 @@ def teach(
     fingerprint: str = "",
     validate: Callable[[nn.Module], dict[str, float]] | None = None,
     validate_every: int = 0,
+    unlabelled: Draw | None = None,
 ) -> FitResult:
     """Train the teacher, or go on where an earlier call in the same folder stopped.
 
@@ -131,20 +95,39 @@ def teach(
         fingerprint: Hash of the labelled images behind `draw`.
         validate: Figures of the averaged teacher, for the log.
         validate_every: Steps between validations; with 0 only at the end.
+        unlabelled: As `draw`, of images whose masks, if any, are not looked at; only the terms that the frozen SAM
+            guides use them, and do with the labelled ones alone where there are none.
 
     Returns:
         Steps, seconds and folder.
 
     Raises:
-        RunError: The folder belongs to another training, or a loss is not finite.
+        RunError: The folder belongs to another training, or a loss is not finite: the sentence names the images.
+        ModelError: A term needs the frozen SAM, but the teacher's mask decoder is a trained one.
         KeyboardInterrupt: The process was asked to stop; the state was saved first.
     """
     card = teacher.card()
+    teacher.to(device)
+    guides = {"distil", "preserve"} & set(shares(teacher, config))
+    # What is finished is only loaded, into a teacher that may be trained already.
+    reference = _frozen(teacher) if guides and not (folder / WEIGHTS).exists() else None
+    more = unlabelled if guides and config.unlabelled else None
+    if guides and config.unlabelled and unlabelled is None:
+        print("teach: no unlabelled images, so the frozen SAM is asked about labelled ones alone", file=sys.stderr)
+
+    def batches(step: int) -> tuple[Batch, Batch | None]:
+        extra = draw_unlabelled(more, config, seed, step) if more else None
+        return draw_batch(draw, config, seed, step), extra
 
     def step_loss(model: nn.Module, step: int) -> dict[str, Tensor]:
-        batch = draw_batch(draw, config, seed, step)
-        moved = Batch(batch.images.to(device), batch.targets.to(device), batch.weights.to(device))
-        return losses(teacher, moved, config)
+        batch, extra = batches(step)
+        moved = replace(
+            batch, images=batch.images.to(device), targets=batch.targets.to(device), weights=batch.weights.to(device)
+        )
+        return losses(teacher, moved, config, reference, None if extra is None else extra.images.to(device))
+
+    def describe(step: int) -> str:
+        return ", ".join(id for batch in batches(step) if batch is not None for id in batch.ids)
 
     result = fit(
         teacher,
@@ -154,9 +137,20 @@ def teach(
         seed=seed,
         label="teach",
         device=device,
-        fingerprint=sha256_json({"teacher": card, "data": fingerprint}),
+        fingerprint=sha256_json({"teacher": card, "data": fingerprint, "unlabelled": more is not None}),
         validate=validate,
         validate_every=validate_every,
+        describe=describe,
     )
     write_json(folder / CARD, card)
     return result
+
+
+def _frozen(teacher: ScalpelTeacher) -> FrozenSam:
+    """The SAM that an untrained teacher started from."""
+    if weights_sha256(teacher.segmenter) != teacher.sam_sha256:
+        raise ModelError(
+            "The teacher's mask decoder is trained already, so there is no frozen SAM to hold it against; start from an"
+            " untrained teacher, or set distil_weight and preserve_weight to 0."
+        )
+    return FrozenSam(teacher.segmenter, teacher.config.operators)

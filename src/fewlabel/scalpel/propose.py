@@ -1,9 +1,9 @@
 """Prior peaks: where the white-box operators, untrained, say that a small target may be.
 
-The four operators of `OperatorBank` answer on one scale, "heights of the reference target". A place is as strong as the
-least of the answers that are asked for, so with all four a single operator that mistakes an edge or a bad pixel for a
-target is overruled by the others. This is our own design; the default level and number of peaks were chosen on rendered
-scenes (`fewlabel.data.synth.infrared`), not on real ones.
+The operators of `OperatorBank` answer on one scale, "heights of the reference target". A place is as strong as the
+least of the answers that are asked for, so with all of them a single operator that mistakes an edge or a bad pixel for
+a target is overruled by the others. This is our own design; the default level and number of peaks were chosen on
+rendered scenes (`fewlabel.data.synth.infrared`), not on real ones.
 
 Bright targets on a darker background are the assumption of the field and of every operator here. Dark ones are found by
 asking about the negative image, which is left to the caller because it doubles the false peaks.
@@ -21,7 +21,7 @@ from torch import Tensor
 from fewlabel.core.errors import DataError
 from fewlabel.core.radiometry import standardise
 from fewlabel.sam.prompters import Proposals, peaks
-from fewlabel.scalpel.bank import OPERATOR_NAMES, OperatorBank
+from fewlabel.scalpel.bank import OperatorBank
 
 Polarity = Literal["bright", "dark", "both"]
 
@@ -33,8 +33,8 @@ class PriorPeaks:
     Attributes:
         proposals: Points with their strengths, which are in the unit of the bank: log(1 + contrast), where contrast is
             the height of a point target over its background in standard deviations of the image.
-        responses: float32 `(P, 4)`, what each operator says there, in the order of `OPERATOR_NAMES` and the same unit.
-        support: bool `(P, 4)`, which operators reach the least strength that was asked for.
+        responses: float32 `(P, E)`, what each operator says there, in the order of the bank's names and the same unit.
+        support: bool `(P, E)`, which operators reach the least strength that was asked for.
         scales: int64 `(P,)`, factor by which the image was reduced where the place is strongest.
         bright: bool `(P,)`, whether it is brighter than its surroundings rather than darker.
     """
@@ -53,7 +53,7 @@ def prior_peaks(
     bank: OperatorBank | None = None,
     scales: tuple[int, ...] = (1, 2),
     polarity: Polarity = "bright",
-    agree: int = len(OPERATOR_NAMES),
+    agree: int | None = None,
     floor: float = 0.1,
     distance: float = 4.0,
     most: int = 10,
@@ -62,11 +62,11 @@ def prior_peaks(
 
     Args:
         grey: float `(H, W)` in any unit; it is standardised here, so gain and offset do not matter.
-        bank: The operators; untrained ones with their default scalars when left out.
+        bank: The operators; all four, untrained, with their default scalars when left out.
         scales: Whole factors by which the image is reduced (by averaging) before the operators look at it. The
             operators' own reach suits targets up to some 9 pixels across at scale 1, and s times that at scale s.
         polarity: Whether targets are brighter than their surroundings, darker, or either.
-        agree: Number of operators, 1 to 4, that must reach a place's strength.
+        agree: Number of the bank's operators, at least 1, that must reach a place's strength; all when left out.
         floor: Least strength, in the unit of the bank.
         distance: Least distance of two peaks in pixels.
         most: Largest number of peaks.
@@ -82,12 +82,13 @@ def prior_peaks(
             f"An image to propose targets in has shape {grey.shape} and {int((~np.isfinite(grey)).sum())} values that "
             "are not finite; give one finite grey image (H, W)."
         )
-    if not 1 <= agree <= len(OPERATOR_NAMES) or polarity not in get_args(Polarity) or min(scales, default=0) < 1:
+    bank = OperatorBank() if bank is None else bank
+    agree = bank.channels if agree is None else agree
+    if not 1 <= agree <= bank.channels or polarity not in get_args(Polarity) or min(scales, default=0) < 1:
         raise DataError(
             f"Targets cannot be proposed with agree {agree}, polarity {polarity!r} and scales {scales}; use 1 to "
-            f"{len(OPERATOR_NAMES)} operators, one of {', '.join(get_args(Polarity))}, and factors of at least 1."
+            f"{bank.channels} operators, one of {', '.join(get_args(Polarity))}, and factors of at least 1."
         )
-    bank = OperatorBank() if bank is None else bank
     image = torch.from_numpy(standardise(grey))[None, None]
     signs = {"bright": (1,), "dark": (-1,), "both": (1, -1)}[polarity]
     looks = [(sign, scale) for sign in signs for scale in scales]
@@ -108,7 +109,7 @@ def prior_peaks(
 
 
 def _respond(bank: OperatorBank, image: Tensor, scale: int) -> np.ndarray:
-    """Responses `(4, H, W)` of the bank to an image `(1, 1, H, W)` reduced by a whole factor; negative ones are 0."""
+    """Responses `(E, H, W)` of the bank to an image `(1, 1, H, W)` reduced by a whole factor; negative ones are 0."""
     height, width = image.shape[-2:]
     if scale == 1:
         return bank(image)[0].clamp_min(0).numpy()

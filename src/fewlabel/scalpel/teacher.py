@@ -2,7 +2,7 @@
 
 Our own design after Scalpel-SAM (arXiv 2512.22483), whose network is not public:
 
-    priors   = operator bank of the image                              at every pixel
+    priors   = operator bank of the image, or its control              at every pixel
     features = frozen SAM encoder with the adapter's experts in it      at SAM's grids
     masks    = SAM's mask decoder without any prompt                    at SAM's mask size
     logits   = small U-shaped head on [image, priors], into which features and masks are fused at strides 2 and 4
@@ -12,26 +12,25 @@ SAM alone works at strides of 2 to 16 pixels; a target of 2 × 2 pixels lives in
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from fewlabel.core.errors import DataError, ModelError
 from fewlabel.core.files import read_json
 from fewlabel.core.radiometry import to_unit
+from fewlabel.data.tiles import TILE
 from fewlabel.sam.families import load
-from fewlabel.sam.promptable import PromptableSegmenter
-from fewlabel.scalpel.adapter import AdapterConfig, HierarchicalAdapter, choose_levels
-from fewlabel.scalpel.bank import OPERATOR_NAMES, OperatorBank
-from fewlabel.scalpel.tiles import TILE
+from fewlabel.sam.promptable import Embedding, PromptableSegmenter
+from fewlabel.scalpel.adapter import Adapter, AdapterConfig, choose_levels, make_adapter
+from fewlabel.scalpel.bank import OPERATOR_NAMES, Experts, make_bank
+from fewlabel.scalpel.head import PRIOR_LOGIT, FusionHead
 from fewlabel.training.checkpoint import load_weights, weights_sha256
 from fewlabel.training.loop import WEIGHTS
 
 CARD = "teacher.json"
-PRIOR_LOGIT = -4.0  # targets cover about a pixel in a thousand; starting there spares the first steps
 MASK_SCALE = 0.1  # SAM's mask logits reach tens
 UNUSED = ("iou_prediction_head", "pred_obj_score_head")  # parts of SAM's decoder that no logit depends on
 
@@ -46,115 +45,53 @@ class TeacherConfig(BaseModel):
     adapter: AdapterConfig | None = Field(
         default=AdapterConfig(), description="Options of the operator adapter; none leaves SAM's encoder as it is."
     )
+    experts: Experts = Field(
+        default="operators",
+        description="What looks at the pixels and, in an adapter of experts, at the tokens: the white-box operators."
+        " For comparison: convolutions, learned in their place; none.",
+    )
+    operators: tuple[str, ...] = Field(
+        default=OPERATOR_NAMES,
+        description=f"The operators in use, as experts and as priors of the distillation: {', '.join(OPERATOR_NAMES)}.",
+    )
     train_decoder: bool = Field(default=True, description="Train SAM's mask decoder; otherwise it stays frozen.")
     width: int = Field(default=16, ge=4, multiple_of=4, description="Channels of the head at full resolution.")
     projected: int = Field(default=16, ge=1, description="Channels that each of SAM's feature maps is projected to.")
     seed: int = Field(default=0, ge=0, description="Seed of the initial weights.")
 
+    @field_validator("operators")
+    @classmethod
+    def _known_operators(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if not names or len(set(names)) < len(names) or not set(names) <= set(OPERATOR_NAMES):
+            raise ValueError(f"it has to name at least one of {', '.join(OPERATOR_NAMES)}, each at most once")
+        return names
 
-class Block(nn.Module):
-    """Two 3 × 3 convolutions with group normalisation and a shortcut; the first may halve the resolution.
+    @model_validator(mode="after")
+    def _experts_for_the_adapter(self) -> "TeacherConfig":
+        if self.experts == "none" and self.adapter is not None and self.adapter.kind == "experts":
+            raise ValueError("an adapter of kind experts needs experts: choose another kind, or adapter null")
+        return self
 
-    Groups, not batches, are normalised: rendered and recorded images share a batch but not their statistics.
+
+class TeacherOutput(NamedTuple):
+    """What the teacher makes of B images.
+
+    Attributes:
+        logits: float (N, 1, S, S), the head's, of the first N images.
+        coarse: float (B, 1, h, w), those of SAM's prompt-free decoder alone at SAM's mask size, over the same square.
+        embedding: float (B, C, h', w'), the adapted image embedding that SAM's decoder attends to.
     """
 
-    def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
-        """Map ``inputs`` to ``outputs`` channels (a multiple of 4) at 1 / ``stride`` of the resolution."""
-        super().__init__()
-        self.first = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
-        self.first_norm = nn.GroupNorm(4, outputs)
-        self.second = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
-        self.second_norm = nn.GroupNorm(4, outputs)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Float (B, inputs, H, W) to (B, outputs, H / stride, W / stride)."""
-        x = F.relu(self.first_norm(self.first(x)))
-        return F.relu(x + self.second_norm(self.second(x)))
-
-
-class Projection(nn.Module):
-    """A feature map of SAM, normalised per image, projected to few channels and resampled to a grid of the head."""
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        """Project ``inputs`` to ``outputs`` channels."""
-        super().__init__()
-        self.norm = nn.GroupNorm(1, inputs)
-        self.project = nn.Conv2d(inputs, outputs, 1)
-
-    def forward(self, feature: Tensor, size: Sequence[int]) -> Tensor:
-        """Float (B, inputs, h, w) to (B, outputs, *size), bilinear."""
-        # Maps come as views of (B, h, w, C); group_norm crashes in the backward pass of such layouts (torch 2.13).
-        projected = self.project(self.norm(feature.contiguous()))
-        return F.interpolate(projected, size=tuple(size), mode="bilinear", align_corners=False)
-
-
-class FusionHead(nn.Module):
-    """U-shaped network over strides 1, 2 and 4 that takes in SAM's features where their own resolution belongs.
-
-    A map of SAM joins at stride 2 if its cells cover at most two pixels of a tile, else at stride 4.
-    """
-
-    def __init__(self, width: int, projected: int, maps: Sequence[tuple[int, int]]) -> None:
-        """Build the head.
-
-        Args:
-            width: Channels at stride 1; twice and four times as many at strides 2 and 4.
-            projected: Channels to which each of SAM's maps is projected.
-            maps: Channels and side, for a tile, of each map that SAM provides.
-        """
-        super().__init__()
-        self.fine_maps = tuple(side * 2 >= TILE for _, side in maps)
-        self.projections = nn.ModuleList(Projection(channels, projected) for channels, _ in maps)
-        fine = projected * sum(self.fine_maps)
-        coarse = projected * len(maps) - fine
-        self.full = Block(1 + len(OPERATOR_NAMES), width)
-        self.down_half = nn.Conv2d(width, 2 * width, 3, stride=2, padding=1)
-        self.half_block = Block(2 * width + fine, 2 * width)
-        self.down_quarter = nn.Conv2d(2 * width, 4 * width, 3, stride=2, padding=1)
-        self.quarter_block = Block(4 * width + coarse, 4 * width)
-        self.up_half = nn.Conv2d(4 * width, 2 * width, 1)
-        self.half_merge = Block(2 * width, 2 * width)
-        self.up_full = nn.Conv2d(2 * width, width, 1)
-        self.merge = nn.Conv2d(width, width, 3, padding=1)
-        self.logit = nn.Conv2d(width, 1, 1)
-        nn.init.normal_(self.logit.weight, std=0.01)
-        self.logit.bias = nn.Parameter(torch.tensor([PRIOR_LOGIT]))
-
-    def forward(self, pixels: Tensor, maps: Sequence[Tensor]) -> Tensor:
-        """Logits of a batch.
-
-        Args:
-            pixels: float (B, 5, H, W): the standardised image and its four operator responses; H, W multiples of 4.
-            maps: SAM's maps, float (B, C, h, w), as many as the head was built for.
-
-        Returns:
-            float (B, 1, H, W).
-        """
-        full = self.full(pixels)
-        half = F.relu(self.down_half(full))
-        quarter_size = (half.shape[-2] // 2, half.shape[-1] // 2)
-        fine: list[Tensor] = []
-        coarse: list[Tensor] = []
-        for projection, feature, is_fine in zip(self.projections, maps, self.fine_maps, strict=True):
-            size = half.shape[-2:] if is_fine else quarter_size
-            (fine if is_fine else coarse).append(projection(feature, size))
-        half = self.half_block(torch.cat([half, *fine], dim=1))
-        quarter = self.quarter_block(torch.cat([F.relu(self.down_quarter(half)), *coarse], dim=1))
-        half = self.half_merge(half + _twice(self.up_half(quarter)))
-        full = F.relu(self.merge(full + _twice(self.up_full(half))))
-        return self.logit(full)
-
-
-def _twice(x: Tensor) -> Tensor:
-    """A map at twice its resolution, bilinear."""
-    return F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
+    logits: Tensor
+    coarse: Tensor
+    embedding: Tensor
 
 
 class ScalpelTeacher(nn.Module):
     """The teacher network. It takes square tiles; `scalpel.transfer.predict` applies it to images of any size.
 
-    Trainable are the operator scalars of the bank, the adapter, the head and, by configuration, SAM's mask decoder; the
-    rest of SAM is frozen and always in evaluation mode.
+    Trainable are the scalars (or convolutions) of the bank, the adapter, the head and, by configuration, SAM's mask
+    decoder; the rest of SAM is frozen and always in evaluation mode.
     """
 
     def __init__(self, config: TeacherConfig, segmenter: PromptableSegmenter | None = None) -> None:
@@ -175,16 +112,19 @@ class ScalpelTeacher(nn.Module):
         self.sam_sha256 = weights_sha256(self.segmenter)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            self.bank = OperatorBank()
-            self.adapter: HierarchicalAdapter | None = None
+            self.bank = make_bank(config.experts, config.operators)
+            self.adapter: Adapter | None = None
             maps, grids = self._shapes()
             if config.adapter is not None:
-                self.adapter = HierarchicalAdapter(
-                    self.segmenter.block_channels,
+                self.adapter = make_adapter(
                     _with_levels(config.adapter, self.segmenter.block_channels, grids),
+                    self.segmenter,
+                    config.experts,
+                    config.operators,
+                    self.bank.channels,
                     torch.Generator().manual_seed(config.seed),
                 )
-            self.head = FusionHead(config.width, config.projected, maps)
+            self.head = FusionHead(1 + self.bank.channels, config.width, config.projected, maps)
             self.coarse = nn.Conv2d(maps[-1][0], 1, 1)
             self.coarse.bias = nn.Parameter(torch.tensor([PRIOR_LOGIT]))
         if config.train_decoder:
@@ -210,31 +150,33 @@ class ScalpelTeacher(nn.Module):
             for block in self.segmenter.encoder_blocks
         ]
         try:
-            maps = self._decode(torch.zeros(1, 1, TILE, TILE), None)
+            maps = self._maps(self.segmenter.encode(torch.zeros(1, 1, TILE, TILE)))
         finally:
             for handle in handles:
                 handle.remove()
         return [(int(map.shape[1]), int(map.shape[-1])) for map in maps], grids
 
-    def _decode(self, images: Tensor, responses: Tensor | None) -> list[Tensor]:
+    def _encode(self, images: Tensor, responses: Tensor) -> Embedding:
+        """What the encoder, adapted if there is an adapter, makes of standardised images."""
+        if self.adapter is None:
+            return self.segmenter.encode(to_unit(images))
+        with self.adapter.attached(self.segmenter, responses, images):
+            return self.segmenter.encode(to_unit(images))
+
+    def _maps(self, embedding: Embedding) -> list[Tensor]:
         """SAM's maps: its features, then the mask logits of its prompt-free decoder, scaled, (B, M, h, w)."""
-        unit = to_unit(images)
-        if self.adapter is not None and responses is not None:
-            with self.adapter.attached(self.segmenter, responses):
-                embedding = self.segmenter.encode(unit)
-        else:
-            embedding = self.segmenter.encode(unit)
         masks, _ = self.segmenter.decode_low(embedding, multimask=True)
         return [*embedding.features, MASK_SCALE * masks[:, 0]]
 
-    def both(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits of the head and, for an auxiliary loss, those of SAM's decoder alone.
+    def outputs(self, images: Tensor, logits_of: int | None = None) -> TeacherOutput:
+        """All that a loss may look at.
 
         Args:
             images: float (B, 1, S, S), standardised; S a multiple of 4, 256 in training.
+            logits_of: Number N of images, from the first, that go through the head as well; all by default.
 
         Returns:
-            Logits (B, 1, S, S), and coarse logits (B, 1, h, w) at SAM's mask size over the same square.
+            Logits of the head, those of SAM's decoder, and the embedding.
 
         Raises:
             ModelError: The images are not squares of one channel whose side is a multiple of 4.
@@ -245,12 +187,20 @@ class ScalpelTeacher(nn.Module):
                 " cut the image into tiles, as scalpel.transfer.predict does."
             )
         responses = self.bank(images)
-        maps = self._decode(images, responses)
-        return self.head(torch.cat([images, responses], dim=1), maps), self.coarse(maps[-1])
+        embedding = self._encode(images, responses)
+        maps = self._maps(embedding)
+        pixels = torch.cat([images, responses], dim=1)[:logits_of]
+        logits = self.head(pixels, [feature[:logits_of] for feature in maps])
+        return TeacherOutput(logits, self.coarse(maps[-1]), embedding.features[-1])
+
+    def both(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits and coarse logits of `outputs`."""
+        logits, coarse, _ = self.outputs(images)
+        return logits, coarse
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (B, 1, S, S) of standardised images (B, 1, S, S); see `both`."""
-        return self.both(images)[0]
+        """Logits (B, 1, S, S) of standardised images (B, 1, S, S); see `outputs`."""
+        return self.outputs(images).logits
 
     def card(self) -> dict[str, Any]:
         """What `load_teacher` needs beside the weights: the configuration, and which SAM the weights belong to."""

@@ -7,6 +7,8 @@ public, so the filter is our own: views that agree, stable components, and a ban
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -16,18 +18,19 @@ from scipy import ndimage
 from torch import Tensor, nn
 
 from fewlabel.core.errors import RunError
-from fewlabel.core.masks import EIGHT_CONNECTED, components, encode
+from fewlabel.core.masks import components, encode
 from fewlabel.core.progress import progress
 from fewlabel.core.radiometry import standardise
 from fewlabel.core.types import Image, Instances
+from fewlabel.data.tiles import OVERLAP, TILE, over_tiles
 from fewlabel.labels.gate import Candidate, GateConfig, decide
+from fewlabel.labels.soft import write_soft
 from fewlabel.labels.store import LabelStore, PseudoLabel
-from fewlabel.scalpel.tiles import OVERLAP, TILE, over_tiles
-
-Views = Literal["flips", "one"]
+from fewlabel.scalpel.bank import OperatorBank
+from fewlabel.scalpel.evidence import contrasts, prior_map, stabilities, supports
+from fewlabel.scalpel.views import Views, views_of
 
 FLUSH_SECONDS = 10.0  # most work that a kill can cost
-GAP, RING = 2, 6  # pixels around a target: its blurred border, then the surroundings that it is compared with
 THRESHOLDS = np.round(np.arange(0.2, 0.801, 0.025), 3)
 PRIOR_IMAGES = 4.0  # weight of the threshold 0.5 in `calibrate`, in images
 
@@ -53,7 +56,12 @@ class PseudoConfig(BaseModel):
         default=0.1, gt=0, lt=0.5, description="Change of the threshold under which a target must be stable."
     )
     views: Views = Field(
-        default="flips", description="`flips` averages four mirrored views; `one` is four times faster."
+        default="flips",
+        description="`flips` averages four mirrored views, `flips-scales` two scaled ones as well; `one` is fastest.",
+    )
+    rounds: Literal[1, 2] = Field(
+        default=1,
+        description="2: the teacher is taught on for half its steps, with what it was sure of, and labels once more.",
     )
     batch: int = Field(default=4, ge=1, description="Tiles that go through the teacher at once.")
     gate: GateConfig = Field(default=GateConfig(), description="Which proposed targets to accept.")
@@ -72,21 +80,17 @@ class TeacherView:
     spread: np.ndarray
 
 
-def _flips(image: np.ndarray) -> np.ndarray:
-    """The four mirrored views `(4, H, W)` of `(H, W)`; each mirror is its own inverse."""
-    return np.stack([image, image[:, ::-1], image[::-1], image[::-1, ::-1]])
-
-
 @torch.inference_mode()
 def predict(
     teacher: nn.Module, image: np.ndarray, views: Views = "flips", batch: int = 4, tile: int = TILE
 ) -> TeacherView:
-    """Probability of target for each pixel, from overlapping tiles and mirrored views.
+    """Probability of target for each pixel, from overlapping tiles and several views.
 
     Args:
         teacher: Maps standardised images float32 `(B, 1, tile, tile)` to logits of that shape; put into eval mode.
         image: float32 `(H, W)`, standardised over the whole image.
-        views: `flips` for the mean of four mirrored views, `one` for the image as it is.
+        views: `one` for the image as it is, `flips` for the mean of four mirrored views, `flips-scales` for that of
+            these and two scaled ones; see `fewlabel.scalpel.views`.
         batch: Tiles that go through the teacher at once.
         tile: Side of the tiles in pixels.
 
@@ -101,67 +105,26 @@ def predict(
         logits: Tensor = teacher(crops_on_device)
         return torch.sigmoid(logits[:, 0].float()).cpu().numpy()
 
-    stack = _flips(image) if views == "flips" else image[None]
-    seen = over_tiles(stack, probabilities, tile, OVERLAP * tile // TILE, batch)
-    if views == "flips":
-        seen = np.stack([seen[0], seen[1, :, ::-1], seen[2, ::-1], seen[3, ::-1, ::-1]])
+    overlap = OVERLAP * tile // TILE
+    looks = [look.back(over_tiles(look.images, probabilities, tile, overlap, batch)) for look in views_of(image, views)]
+    seen = np.concatenate(looks)
     return TeacherView(seen.mean(axis=0), seen.std(axis=0))
 
 
-def stabilities(probability: np.ndarray, labels: np.ndarray, count: int, low: float, high: float) -> np.ndarray:
-    """How little each component changes when the threshold moves.
-
-    Args:
-        probability: float32 `(H, W)`.
-        labels: int32 `(H, W)`, components 1..count of `probability` above a threshold between `low` and `high`.
-        count: Number of components.
-        low: Lower threshold.
-        high: Higher threshold.
-
-    Returns:
-        float64 `(count,)`, 0..1: per component the area above `high` divided by the area above `low`. A pixel above
-        `low` belongs to the nearest component of its connected region, so that two targets whose feet touch do not
-        spoil each other. Source: stability score of Segment Anything (Kirillov et al., ICCV 2023), per component.
-    """
-    if count == 0:
-        return np.zeros(0)
-    loose, _ = components(probability > low)
-    rows, columns = ndimage.distance_transform_edt(labels == 0, return_distances=False, return_indices=True)
-    nearest = labels[rows, columns]
-    belongs = (loose > 0) & (loose[rows, columns] == loose)
-    wide = np.bincount(nearest[belongs], minlength=count + 1)[1:]
-    tight = np.bincount(labels[probability > high], minlength=count + 1)[1:]
-    return tight / np.maximum(wide, 1)
-
-
-def contrasts(image: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
-    """Brightness of each component against its surroundings.
-
-    Args:
-        image: float32 `(H, W)`, standardised.
-        labels: int32 `(H, W)`, components 1..count.
-        count: Number of components.
-
-    Returns:
-        float64 `(count,)`: mean inside minus median of the pixels at 3 to 6 pixels distance that are no component
-        (of the whole image where there are none), in standard deviations of the image.
-    """
-    result = np.zeros(count)
-    for number, (rows, columns) in enumerate(ndimage.find_objects(labels, max_label=count), start=1):
-        near = (
-            slice(max(rows.start - RING, 0), rows.stop + RING),
-            slice(max(columns.start - RING, 0), columns.stop + RING),
-        )
-        inside = labels[near] == number
-        close = ndimage.binary_dilation(labels[near] > 0, EIGHT_CONNECTED, iterations=GAP)
-        around = ndimage.binary_dilation(inside, EIGHT_CONNECTED, iterations=RING) & ~close
-        surroundings = image[near][around] if around.any() else image
-        result[number - 1] = image[near][inside].mean() - np.median(surroundings)
-    return result
+@cache
+def _all_operators() -> OperatorBank:
+    """The bank with its initial scalars."""
+    return OperatorBank().eval()
 
 
 def pseudo_label(
-    id: str, image: np.ndarray, view: TeacherView, threshold: float, config: PseudoConfig, round: int = 1
+    id: str,
+    image: np.ndarray,
+    view: TeacherView,
+    threshold: float,
+    config: PseudoConfig,
+    round: int = 1,
+    bank: nn.Module | None = None,
 ) -> PseudoLabel:
     """Turn a teacher's view of one image into targets to learn from and pixels to leave out.
 
@@ -172,6 +135,7 @@ def pseudo_label(
         threshold: Probability above which a pixel is target, from `calibrate` or the configuration.
         config: Band, margin and gate.
         round: Self-training round, kept with the instances.
+        bank: Untrained operators that judge the proposals besides the teacher; all of them by default.
 
     Returns:
         The 8-connected components above the threshold, each accepted, ignored or rejected by the gate with its reason
@@ -188,13 +152,11 @@ def pseudo_label(
     spread = ndimage.mean(view.spread, labels, index) if count else np.zeros(0)
     area = np.bincount(labels.ravel(), minlength=count + 1)[1:]
     contrast = contrasts(image, labels, count)
+    prior = prior_map(image, bank or _all_operators()) if count else np.zeros(size)
+    figures = zip(quality, spread, area, contrast, supports(prior, labels, count), strict=True)
     verdicts = [
-        decide(
-            Candidate(float(quality[i]), float(spread[i]), int(area[i]), float(contrast[i])),
-            size[0] * size[1],
-            config.gate,
-        )
-        for i in range(count)
+        decide(Candidate(float(q), float(s), int(a), float(c), float(p)), size[0] * size[1], config.gate)
+        for q, s, a, c, p in figures
     ]
 
     def chosen(verdict: str) -> Instances:
@@ -249,6 +211,8 @@ def label_images(
     threshold: float,
     config: PseudoConfig,
     round: int = 1,
+    bank: nn.Module | None = None,
+    soft: Path | None = None,
 ) -> None:
     """Label images one after the other into a store; those that it holds already are not read again.
 
@@ -260,6 +224,9 @@ def label_images(
         threshold: See `pseudo_label`.
         config: Options.
         round: Self-training round.
+        bank: See `pseudo_label`.
+        soft: Folder for the teacher's probabilities, one `ID.png` per image, see `fewlabel.labels.soft`; without one
+            they are not kept. A map is on disk before its label is, so a label in the store always has its map.
 
     Raises:
         RunError: The teacher returned a value that is not a number.
@@ -275,7 +242,9 @@ def label_images(
                     raise RunError(
                         f"The teacher's output for image {id!r} is not finite; train it again at a lower rate."
                     )
-                store.add(pseudo_label(id, image, view, threshold, config, round))
+                if soft is not None:
+                    write_soft(soft / f"{id}.png", view.probability)
+                store.add(pseudo_label(id, image, view, threshold, config, round, bank))
                 if time.monotonic() - written > FLUSH_SECONDS:
                     store.flush()
                     written = time.monotonic()

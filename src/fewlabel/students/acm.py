@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from fewlabel.students.layers import at_multiple, conv_norm, enlarge, initialise, residual_stage, stem, widen
+from fewlabel.students.layers import Student, conv_norm, enlarge, initialise, residual_stage, stem, widen
 
 WIDTHS = (16, 32, 64)  # channels at strides 4, 8 and 16
 STEM = 8
@@ -45,7 +45,7 @@ class Modulation(nn.Module):
         return self.post(2 * self.down(high) * low + 2 * self.up(low) * high)
 
 
-class ACM(nn.Module):
+class ACM(Student):
     """ACM U-Net: (B, 1, H, W) standardised images to (B, 1, H, W) logits of "target".
 
     A stem of stride 4, three residual stages of 16, 32 and 64 channels at strides 4, 8 and 16, two up-sampling steps
@@ -73,17 +73,6 @@ class ACM(nn.Module):
         last = nn.Conv2d(first // 4, 1, 1)
         self.head = nn.Sequential(conv_norm(first, first // 4), nn.ReLU(inplace=True), last)
         initialise(self, last)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits of images of any size.
-
-        Args:
-            images: float32 (B, 1, H, W), standardised, H and W >= 1.
-
-        Returns:
-            float32 (B, 1, H, W) logits; bfloat16 under autocast.
-        """
-        return at_multiple(self._forward, images, 16)
 
     def _forward(self, images: Tensor) -> Tensor:
         """The network proper; sides are multiples of 16."""

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fewlabel.students.layers import at_multiple, conv_norm, enlarge, initialise, residual_stage, stem, widen
+from fewlabel.students.layers import Student, conv_norm, enlarge, initialise, residual_stage, stem, widen
 
 WIDTHS = (8, 16, 32, 64)  # channels at strides 2, 4, 8 and 16
 BLOCKS = 4
@@ -74,7 +74,7 @@ class BottomUpModulation(nn.Module):
         return fused
 
 
-class ALCNet(nn.Module):
+class ALCNet(Student):
     """ALCNet: (B, 1, H, W) standardised images to (B, 1, H, W) logits of "target".
 
     A stem of stride 4, three stages of four residual blocks with 16, 32 and 64 channels at strides 4, 8 and 16; the
@@ -107,17 +107,6 @@ class ALCNet(nn.Module):
         last = nn.Conv2d(final // 4, 1, 1)
         self.head = nn.Sequential(conv_norm(final, final // 4), nn.ReLU(inplace=True), last)
         initialise(self, last)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits of images of any size.
-
-        Args:
-            images: float32 (B, 1, H, W), standardised, H and W >= 1.
-
-        Returns:
-            float32 (B, 1, H, W) logits; bfloat16 under autocast.
-        """
-        return at_multiple(self._forward, images, 16)
 
     def _forward(self, images: Tensor) -> Tensor:
         """The network proper; sides are multiples of 16."""

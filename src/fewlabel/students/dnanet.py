@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fewlabel.students.layers import at_multiple, attentive_stage, enlarge, initialise
+from fewlabel.students.layers import Student, at_multiple, attentive_stage, enlarge, initialise
 
 WIDTHS = (16, 32, 64, 128, 256)  # channels at strides 1, 2, 4, 8 and 16
 LEVELS = len(WIDTHS)
@@ -15,7 +15,7 @@ def _node(level: int, inputs: int) -> nn.Sequential:
     return attentive_stage(inputs, WIDTHS[level], 1 if level == 0 else 2)
 
 
-class DNANet(nn.Module):
+class DNANet(Student):
     """DNANet: (B, 1, H, W) standardised images to (B, 1, H, W) logits of "target".
 
     A triangular grid of nodes, row = stride 1 to 16, column = how many times the features were refined. A node joins
@@ -45,20 +45,14 @@ class DNANet(nn.Module):
         self.heads = nn.ModuleList(nn.Conv2d(WIDTHS[0], 1, 1) for _ in range(LEVELS - 1))
         initialise(self, *(head for head in self.heads if isinstance(head, nn.Conv2d)))
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits of images of any size.
-
-        Args:
-            images: float32 (B, 1, H, W), standardised, H and W >= 1.
-
-        Returns:
-            float32 (B, 1, H, W) logits; bfloat16 under autocast.
-        """
-        return at_multiple(lambda padded: self._fused(self._grid(padded)), images, 16)
+    def _forward(self, images: Tensor) -> Tensor:
+        """The network proper; sides are multiples of 16."""
+        logits: Tensor = self._fused(self._grid(images))
+        return logits
 
     def head_logits(self, images: Tensor) -> Tensor:
         """Logits of all heads, as `DeeplySupervised` says: (B, 4, H, W)."""
-        return at_multiple(self._all_heads, images, 16)
+        return at_multiple(self._all_heads, images, self.multiple)
 
     def _all_heads(self, images: Tensor) -> Tensor:
         """The fused head first, then those of the nested U-Nets; sides are multiples of 16."""

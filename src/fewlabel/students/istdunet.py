@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fewlabel.students.layers import at_multiple, conv_norm, enlarge, initialise
+from fewlabel.students.layers import Student, conv_norm, enlarge, initialise
 
 STEM = 16
 WIDTHS = (16, 32, 64, 128)  # bottleneck channels at strides 1, 2, 4 and 8
@@ -101,7 +101,7 @@ class GlobalSkip(nn.Module):
         return out
 
 
-class ISTDUNet(nn.Module):
+class ISTDUNet(Student):
     """ISTDU-Net: (B, 1, H, W) standardised images to (B, 1, H, W) logits of "target".
 
     An encoder of 1, 2, 4 and 8 split-attention bottlenecks with 64, 128, 256 and 512 channels at strides 1, 2, 4 and 8;
@@ -117,6 +117,8 @@ class ISTDUNet(nn.Module):
 
     Source: Hou et al., "ISTDU-Net: Infrared Small-Target Detection U-Net", GRSL 2022.
     """
+
+    multiple = 8
 
     def __init__(self) -> None:
         """Make an untrained network; torch's global generator draws its weights."""
@@ -138,17 +140,6 @@ class ISTDUNet(nn.Module):
         last = nn.Conv2d(wide[0] // 4, 1, 1)
         self.head = nn.Sequential(conv_norm(wide[0], wide[0] // 4), nn.ReLU(inplace=True), last)
         initialise(self, last)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits of images of any size.
-
-        Args:
-            images: float32 (B, 1, H, W), standardised, H and W >= 1.
-
-        Returns:
-            float32 (B, 1, H, W) logits; bfloat16 under autocast.
-        """
-        return at_multiple(self._forward, images, 8)
 
     def _forward(self, images: Tensor) -> Tensor:
         """The network proper; sides are multiples of 8."""

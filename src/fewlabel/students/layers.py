@@ -2,13 +2,38 @@
 
 import math
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 PRIOR = 0.01  # probability of "target" that an untrained student gives to every pixel
+
+
+class Student(nn.Module):
+    """Base of the networks that make one logit per pixel: it takes images of any size to the sizes that they accept.
+
+    A subclass has `_forward`.
+    """
+
+    multiple: ClassVar[int] = 16
+    """Largest stride: the network itself sees images whose sides are multiples of it."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits of images of any size.
+
+        Args:
+            images: float32 (B, 1, H, W), standardised, H and W >= 1.
+
+        Returns:
+            float32 (B, 1, H, W) logits; bfloat16 under autocast.
+        """
+        return at_multiple(self._forward, images, self.multiple)
+
+    def _forward(self, images: Tensor) -> Tensor:
+        """The network proper, (B, 1, H, W) to (B, 1, H, W); sides are multiples of `multiple`."""
+        raise NotImplementedError
 
 
 @runtime_checkable

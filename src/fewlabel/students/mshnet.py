@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fewlabel.students.layers import at_multiple, attentive_stage, enlarge, initialise
+from fewlabel.students.layers import Student, at_multiple, attentive_stage, enlarge, initialise
 
 WIDTHS = (16, 32, 64, 128, 256)  # channels at strides 1, 2, 4, 8 and 16
 
@@ -14,7 +14,7 @@ def _stage(inputs: int, level: int) -> nn.Sequential:
     return attentive_stage(inputs, WIDTHS[level], 1 if level == 0 else 2)
 
 
-class MSHNet(nn.Module):
+class MSHNet(Student):
     """MSHNet: (B, 1, H, W) standardised images to (B, 1, H, W) logits of "target".
 
     A U-Net of residual blocks with channel and pixel attention, 16 to 256 channels at strides 1 to 16, whose four
@@ -45,20 +45,14 @@ class MSHNet(nn.Module):
         nn.init.zeros_(self.join.weight)
         nn.init.constant_(self.join.weight[:, :, 1, 1], 1 / (levels - 1))
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits of images of any size.
-
-        Args:
-            images: float32 (B, 1, H, W), standardised, H and W >= 1.
-
-        Returns:
-            float32 (B, 1, H, W) logits; bfloat16 under autocast.
-        """
-        return at_multiple(lambda padded: self.join(self._scales(padded)), images, 16)
+    def _forward(self, images: Tensor) -> Tensor:
+        """The network proper; sides are multiples of 16."""
+        logits: Tensor = self.join(self._scales(images))
+        return logits
 
     def head_logits(self, images: Tensor) -> Tensor:
         """Logits of all heads, as `DeeplySupervised` says: (B, 5, H, W)."""
-        return at_multiple(self._all_heads, images, 16)
+        return at_multiple(self._all_heads, images, self.multiple)
 
     def _all_heads(self, images: Tensor) -> Tensor:
         """The joined head first, then those of the scales, fine to coarse; sides are multiples of 16."""

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fewlabel.students.layers import ConvolutionalAttention, at_multiple, conv_norm, enlarge, initialise
+from fewlabel.students.layers import ConvolutionalAttention, Student, conv_norm, enlarge, initialise
 
 FINE, WIDTH = 16, 32  # channels at strides 1 and 2
 FIELDS = {1: 1, 3: 2, 5: 2, 7: 2}  # width of the kernels -> number of blocks, one branch each
@@ -58,7 +58,7 @@ class FieldBlock(nn.Module):
         return out
 
 
-class RDIAN(nn.Module):
+class RDIAN(Student):
     """RDIAN: (B, 1, H, W) standardised images to (B, 1, H, W) logits of "target".
 
     A convolution at full resolution, amplified by `direction_attention`; at stride 2 four parallel branches of residual
@@ -75,6 +75,8 @@ class RDIAN(nn.Module):
     Detection With a Large-Scale Dataset IRDST", TGRS 2023.
     """
 
+    multiple = 2
+
     def __init__(self) -> None:
         """Make an untrained network; torch's global generator draws its weights."""
         super().__init__()
@@ -88,17 +90,6 @@ class RDIAN(nn.Module):
         last = nn.Conv2d(WIDTH // 4, 1, 1)
         self.head = nn.Sequential(conv_norm(WIDTH, WIDTH // 4), nn.ReLU(inplace=True), last)
         initialise(self, last)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits of images of any size.
-
-        Args:
-            images: float32 (B, 1, H, W), standardised, H and W >= 1.
-
-        Returns:
-            float32 (B, 1, H, W) logits; bfloat16 under autocast.
-        """
-        return at_multiple(self._forward, images, 2)
 
     def _forward(self, images: Tensor) -> Tensor:
         """The network proper; sides are multiples of 2."""

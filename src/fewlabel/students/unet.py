@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fewlabel.students.layers import at_multiple, conv_norm, initialise
+from fewlabel.students.layers import Student, conv_norm, initialise
 
 WIDTHS = (8, 16, 32, 64, 64)  # channels at strides 1, 2, 4, 8 and 16
 
@@ -14,7 +14,7 @@ def _step(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
     return nn.Sequential(conv_norm(inputs, outputs, stride=stride), nn.ReLU(inplace=True))
 
 
-class UNet(nn.Module):
+class UNet(Student):
     """Small U-Net: (B, 1, H, W) standardised images to (B, 1, H, W) logits of "target".
 
     Targets of a few pixels need logits that are made at full resolution, which costs most of the time on a CPU. So
@@ -37,17 +37,6 @@ class UNet(nn.Module):
         self.up = nn.ModuleList(_step(fine, fine) for fine, _ in pairs)
         self.last = nn.Conv2d(WIDTHS[0], 1, 1)
         initialise(self, self.last)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits of images of any size.
-
-        Args:
-            images: float32 (B, 1, H, W), standardised, H and W >= 1.
-
-        Returns:
-            float32 (B, 1, H, W) logits; bfloat16 under autocast.
-        """
-        return at_multiple(self._forward, images, 2 ** (len(WIDTHS) - 1))
 
     def _forward(self, images: Tensor) -> Tensor:
         """The network proper; sides are multiples of 16."""

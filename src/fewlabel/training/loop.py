@@ -97,6 +97,8 @@ def fit(
     fingerprint: str = "",
     validate: Callable[[nn.Module], dict[str, float]] | None = None,
     validate_every: int = 0,
+    describe: Callable[[int], str] | None = None,
+    ema: Ema | None = None,
 ) -> FitResult:
     """Train a model, or go on where an earlier call in the same folder was stopped.
 
@@ -119,13 +121,18 @@ def fit(
         fingerprint: hash of everything else that the result depends on (data, other models).
         validate: ``model -> figures``, called with the averaged weights in eval mode; the figures go to the log.
         validate_every: steps between validations; with 0 only the last step is validated.
+        describe: ``step from 0 -> which images its batch holds``, asked when that step's loss or gradient is not
+            finite, for the error's sentence.
+        ema: the average that is kept, for a ``step_loss`` that looks at it: made of ``model`` on ``device`` with
+            ``config.ema``; a resumed training fills it before the first step. By default one of its own.
 
     Returns:
         Steps, seconds and folder.
 
     Raises:
-        RunError: the folder belongs to a training with other settings, a loss or gradient is not finite, or the
-            model has nothing to train.
+        RunError: the folder belongs to a training with other settings, a loss or gradient is not finite (the sentence
+            names the step and its images; the weights were not touched and the last checkpoint stays), or the model
+            has nothing to train.
         KeyboardInterrupt: SIGTERM or SIGINT arrived; the state was saved first.
     """
     model.to(device)
@@ -140,12 +147,12 @@ def fit(
         model.eval()
         return FitResult(config.steps, float(metadata["seconds"]), folder)
     folder.mkdir(parents=True, exist_ok=True)
-    session = _Session(model, config, folder, identity)
+    session = _Session(model, config, folder, identity, ema)
     session.resume()
     with _signals() as stopped, progress(label, config.steps, session.step) as advance:
         model.train()
         while session.step < config.steps:
-            terms = session.advance(step_loss, seed, label)
+            terms = session.advance(step_loss, seed, label, describe)
             advance(session.step, f"loss {terms['loss']:.4f}")
             last = session.step == config.steps
             if validate is not None and (last or (validate_every and session.step % validate_every == 0)):
@@ -160,7 +167,9 @@ def fit(
 class _Session:
     """One process's share of a training: the moving parts and where they are written."""
 
-    def __init__(self, model: nn.Module, config: LoopConfig, folder: Path, identity: str) -> None:
+    def __init__(
+        self, model: nn.Module, config: LoopConfig, folder: Path, identity: str, ema: Ema | None = None
+    ) -> None:
         self.model, self.config, self.folder, self.identity = model, config, folder, identity
         self.parameters = list(trainable(model).values())
         # Decay shrinks kernels and matrices; biases, norms and the few scalars of an operator keep their scale.
@@ -169,7 +178,7 @@ class _Session:
             {"params": [p for p in self.parameters if p.ndim <= 1], "weight_decay": 0.0},
         ]
         self.optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, fused=True)
-        self.ema = Ema(model, config.ema)
+        self.ema = Ema(model, config.ema) if ema is None else ema
         self.step = 0
         self.window: dict[str, float] = {}  # sums of the logged terms since the last line
         self.before = 0.0  # seconds of earlier sessions
@@ -192,7 +201,9 @@ class _Session:
             self.ema.updates = state["ema_updates"]
         _cut_log(self.folder / LOG, self.step)
 
-    def advance(self, step_loss: StepLoss, seed: int, label: str) -> dict[str, float]:
+    def advance(
+        self, step_loss: StepLoss, seed: int, label: str, describe: Callable[[int], str] | None
+    ) -> dict[str, float]:
         """One optimiser step; returns the values of its terms."""
         step, config = self.step, self.config
         rate = learning_rate(step, config)
@@ -210,10 +221,13 @@ class _Session:
         values = dict(zip(["gradient_norm", *losses], packed.tolist(), strict=True))
         broken = [name for name in ("loss", "gradient_norm") if not math.isfinite(values[name])]
         if broken:
+            images = f" on {describe(step)}" if describe else ""
+            saved = (self.folder / CHECKPOINT).exists()
+            kept = "the last good checkpoint is kept" if saved else "no checkpoint was written yet"
             raise RunError(
-                f"{label}: {broken[0]} is {values[broken[0]]} at step {step} ({self.folder}; terms "
+                f"{label}: {broken[0]} is {values[broken[0]]} at step {step}{images} ({self.folder}; terms "
                 f"{ {name: value for name, value in values.items() if name in losses} }), expected a finite number; "
-                "the last good checkpoint is kept: look at that batch, or lower lr and train in a new folder"
+                f"{kept}: look at that batch, or lower lr and train in a new folder"
             )
         self.optimizer.step()
         self.ema.update(self.model)

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fewlabel.scalpel.tiles import blend_weights, over_tiles, pad, tiles, window
+from fewlabel.data.tiles import blend_weights, over_tiles, pad, tiles, window
 
 sizes = st.integers(1, 90)
 tilings = st.tuples(st.integers(2, 40), st.integers(0, 39)).filter(lambda pair: pair[1] < pair[0])

@@ -315,9 +315,13 @@ def command_of(stage: dict[str, Any]) -> str:
     """The command that makes a stage again: with the preset that has its options, or else where these are written."""
     config = stage.get("config", {})
     for name, preset in PRESETS.items():
-        if preset.model_dump(mode="json") | {"steps": config.get("steps")} == config:
+        chosen = {key: config[key] for key in ("steps", "pool") if key in config}
+        if preset.model_dump(mode="json") | chosen == config:
             start = " --start FOLDER" if "from" in stage else ""
-            return f"`fewlabel pretrain --preset {name} --steps {config['steps']} --seed {stage['seed']}{start}`"
+            frozen = f" --frozen-encoder --pool {config['pool']}" if "pool" in config else ""
+            return (
+                f"`fewlabel pretrain --preset {name} --steps {config['steps']} --seed {stage['seed']}{start}{frozen}`"
+            )
     return "its options, which no preset has today, are in `card.json`"
 
 

@@ -144,13 +144,13 @@ def pseudo_quality(run: Run) -> dict[str, Any]:
 
 def run_cell(cell: Cell, options: argparse.Namespace) -> int:
     """Measure one cell in a process of its own, with one thread, and write its record."""
-    path = RESULTS / f"{cell.name}.json"
+    path = options.results / f"{cell.name}.json"
     if path.is_file() and not options.force:
         return 0
     log = options.runs / "logs" / f"{cell.name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, str(Path(__file__)), "--data", str(options.data), "--runs", str(options.runs)]
-    command += ["--device", options.device, "--cell", json.dumps(vars(cell))]
+    command += ["--results", str(options.results), "--device", options.device, "--cell", json.dumps(vars(cell))]
     for change in options.set:
         command += ["--set", change]
     with log.open("a") as file:
@@ -170,6 +170,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=METHODS)
     parser.add_argument("--jobs", type=int, default=1, help="cells side by side, one thread each")
     parser.add_argument("--runs", type=Path, default=Path("runs/scalpel"), help="where the run folders go")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="where the records go")
     parser.add_argument("--device", default="cpu", help="where the networks train and label")
     parser.add_argument("--set", action="append", default=[], help="further changes to the recipe")
     parser.add_argument("--force", action="store_true", help="measure cells anew that have a record")
@@ -182,7 +183,7 @@ def main() -> None:
         torch.set_num_threads(1)
         cell = Cell(**json.loads(options.cell))
         record = measure(cell, options.data, options.runs, options.device, tuple(options.set))
-        write_json(RESULTS / f"{cell.name}.json", record)
+        write_json(options.results / f"{cell.name}.json", record)
         return
     wanted = [
         cell
@@ -197,7 +198,7 @@ def main() -> None:
     ]
     if options.list:
         for cell in wanted:
-            print(f"{'recorded' if (RESULTS / f'{cell.name}.json').is_file() else 'not run ':9s} {cell.name}")
+            print(f"{'recorded' if (options.results / f'{cell.name}.json').is_file() else 'not run ':9s} {cell.name}")
         return
     with ThreadPoolExecutor(options.jobs) as pool:
         sys.exit(max(pool.map(lambda cell: run_cell(cell, options), wanted), default=0))

@@ -61,7 +61,7 @@ from fewlabel.sam.prompts import central_point  # noqa: E402
 from fewlabel.sam.suppress import suppress_masks  # noqa: E402
 from fewlabel.scalpel.bank import OperatorBank  # noqa: E402
 from fewlabel.scalpel.propose import prior_peaks  # noqa: E402
-from fewlabel.scalpel.tiles import tiles  # noqa: E402
+from fewlabel.data.tiles import tiles  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results"
 DATA = Path(os.environ.get("FEWLABEL_DATA", Path(__file__).parents[2] / ".." / "shared" / "data"))

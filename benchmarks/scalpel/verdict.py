@@ -66,10 +66,10 @@ def judge(dataset: str, student: str, scores: Means) -> list[str]:
 
 
 def parts(scores: Means) -> list[str]:
-    """What fewlabel loses without each part, in IoU points, largest loss first."""
-    without = {name: value for name, value in scores.items() if name.startswith("fewlabel-minus-")}
-    losses = sorted((scores["fewlabel"]["IoU"] - value["IoU"], name) for name, value in without.items())
-    return [f"{name.removeprefix('fewlabel-minus-')} {loss:+.1f}" for loss, name in reversed(losses)]
+    """What fewlabel loses without each part, or with a further one, in IoU points, largest loss first."""
+    changed = {name: value for name, value in scores.items() if name.startswith("fewlabel-")}
+    losses = sorted((scores["fewlabel"]["IoU"] - value["IoU"], name) for name, value in changed.items())
+    return [f"{name.removeprefix('fewlabel-')} {loss:+.1f}" for loss, name in reversed(losses)]
 
 
 def render(records: list[dict[str, Any]]) -> str:
@@ -89,7 +89,8 @@ def render(records: list[dict[str, Any]]) -> str:
     text = ["\n".join(lines)]
     if ablations:
         text.append(
-            "IoU points that are lost without a part (negative: it does better without):\n\n" + "\n".join(ablations)
+            "IoU points that fewlabel is better than itself without a part (minus) or with a further one (plus):\n\n"
+            + "\n".join(ablations)
         )
     recorded = {path.stem for path in RESULTS.glob("*.json")}
     for grid in ("cpu", "full"):

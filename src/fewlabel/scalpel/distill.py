@@ -127,7 +127,7 @@ def teach(
         return losses(teacher, moved, config, reference, None if extra is None else extra.images.to(device))
 
     def describe(step: int) -> str:
-        return ", ".join(id for batch in batches(step) if batch is not None for id in batch.ids)
+        return f"crops of {', '.join(id for batch in batches(step) if batch is not None for id in batch.ids)}"
 
     result = fit(
         teacher,

@@ -23,6 +23,7 @@ class TeachConfig(LoopConfig):
     iou_weight: float = Field(default=1.0, ge=0, description="Weight of the soft IoU loss.")
     sls_weight: float = Field(default=0.0, ge=0, description="Weight of the scale- and location-sensitive loss (SLS).")
     coarse_weight: float = Field(default=0.3, ge=0, description="Weight of the same losses on SAM's own mask logits.")
+    # Off by default: they make a step up to twice as long, and no trial has shown yet that they are worth it.
     distil_weight: float = Field(
         default=0.0,
         ge=0,

@@ -51,6 +51,7 @@ from fewlabel.core.provenance import commit, processor  # noqa: E402
 from fewlabel.core.radiometry import standardise, to_unit  # noqa: E402
 from fewlabel.core.types import Instances  # noqa: E402
 from fewlabel.data.synth import infrared  # noqa: E402
+from fewlabel.data.tiles import tiles  # noqa: E402
 from fewlabel.metrics.targets import DISTANCE, centroids  # noqa: E402
 from fewlabel.sam.everything import View, automatic_masks, segment_everything  # noqa: E402
 from fewlabel.sam.families import load  # noqa: E402
@@ -61,7 +62,6 @@ from fewlabel.sam.prompts import central_point  # noqa: E402
 from fewlabel.sam.suppress import suppress_masks  # noqa: E402
 from fewlabel.scalpel.bank import OperatorBank  # noqa: E402
 from fewlabel.scalpel.propose import prior_peaks  # noqa: E402
-from fewlabel.data.tiles import tiles  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results"
 DATA = Path(os.environ.get("FEWLABEL_DATA", Path(__file__).parents[2] / ".." / "shared" / "data"))

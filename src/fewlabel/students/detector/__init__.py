@@ -1,0 +1,1 @@
+"""A student that gives boxes: a small D-FINE trained on the boxes of masks."""

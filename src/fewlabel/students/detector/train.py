@@ -1,0 +1,103 @@
+"""Training of a detector on the boxes of masks: labelled, pseudo-labelled or synthetic."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from fewlabel.data.augment import AugmentConfig, Batch, crop_batch
+from fewlabel.data.pool import Draw
+from fewlabel.students.detector.boxes import crop_boxes
+from fewlabel.students.detector.network import Detector
+from fewlabel.training.loop import FitResult, LoopConfig, StepLoss, fit
+
+
+class DetectorConfig(LoopConfig):
+    """Options of a detector's training."""
+
+    steps: int = Field(default=3000, ge=1, description="Optimiser steps.")
+    lr: float = Field(default=2e-3, gt=0, description="Highest learning rate of AdamW.")
+    augment: AugmentConfig = Field(
+        default_factory=lambda: AugmentConfig.model_validate({}), description="How the crops are placed and varied."
+    )
+
+
+def batch_of(draw: Draw, frame: int, config: DetectorConfig, seed: int, step: int) -> Batch:
+    """The crops of one step, a pure function of its arguments; `seed` and `step` seed draws and crops."""
+    rng = np.random.default_rng([seed, step])
+    return crop_batch(draw(config.batch, rng), frame, rng, config.augment)
+
+
+def step_loss_on(draw: Draw, config: DetectorConfig, seed: int) -> StepLoss:
+    """The loss of one step as a function of the model, the step and torch's global generator.
+
+    Boxes are those of the masks as they are after the crop: a target that the crop's edge cuts has the box of what is
+    left, and a scaled or turned one that of its scaled or turned mask.
+
+    Args:
+        draw: `(n, generator) -> n patches`, with no randomness but the generator's.
+        config: gives batch and augmentation.
+        seed: with the step it seeds the generator of draws and crops.
+
+    Returns:
+        Function for `fewlabel.training.loop.fit`, which seeds torch's generator (the noise of denoising) in each step;
+        its terms are those of `Detector.loss`.
+    """
+
+    def step_loss(model: nn.Module, step: int) -> dict[str, Tensor]:
+        if not isinstance(model, Detector):
+            raise TypeError(f"this loss trains a Detector, not a {type(model).__name__}")
+        batch = batch_of(draw, model.frame, config, seed, step)
+        planes = zip(batch.targets[:, 0].numpy() > 0, batch.weights[:, 0].numpy(), strict=True)
+        device = next(model.parameters()).device
+        return model.loss(batch.images.to(device), [crop_boxes(target, weight) for target, weight in planes])
+
+    return step_loss
+
+
+def train_detector(
+    model: Detector,
+    draw: Draw,
+    config: DetectorConfig,
+    folder: Path,
+    *,
+    seed: int,
+    label: str,
+    device: str | torch.device = "cpu",
+    fingerprint: str = "",
+    validate: Callable[[nn.Module], dict[str, float]] | None = None,
+    validate_every: int = 0,
+) -> FitResult:
+    """Train a detector in place; see `fewlabel.training.loop.fit` for files, resuming and errors.
+
+    Args:
+        model: a detector, fresh or already trained on something else; crops are as large as its frame.
+        draw: `(n, generator) -> n patches`, such as `PatchPool.draw` or a function that renders scenes.
+        config: options.
+        folder: of this training alone.
+        seed: seed of draws, crops and noise.
+        label: a few words for the progress line.
+        device: where to train.
+        fingerprint: hash of what `draw` draws from and of the weights that the model starts with.
+        validate: figures of the averaged weights for the log.
+        validate_every: steps between validations; with 0 only the last step is validated.
+
+    Returns:
+        Steps, seconds and folder; `model` holds the averaged weights, in eval mode.
+    """
+    return fit(
+        model,
+        step_loss_on(draw, config, seed),
+        config,
+        folder,
+        seed=seed,
+        label=label,
+        device=device,
+        fingerprint=f"{fingerprint} frame {model.frame}",  # no weight's shape tells it
+        validate=validate,
+        validate_every=validate_every,
+        describe=lambda step: f"crops of {', '.join(batch_of(draw, model.frame, config, seed, step).ids)}",
+    )

@@ -231,16 +231,23 @@ def _score_table(records: Sequence[Record]) -> str:
 
 
 def _speed_table(records: Sequence[Record]) -> str:
-    """Ratios and rates of speed records, one row per method and baseline."""
-    head = ["method", "baseline", "runs", "time ratio", "memory ratio", "images/s"]
+    """Ratios and rates of speed records, one row per method and baseline.
+
+    Columns that only some benchmarks have (agreement of masks, share of the device's peak) appear where a record does.
+    """
+    further = {"mask_agreement": "mask IoU with the baseline", "share_of_peak": "share of peak"}
+    shown = {key: title for key, title in further.items() if any(key in record for record in records)}
+    head = ["method", "baseline", "runs", "time ratio", "memory ratio", "images/s", *shown.values()]
     rows: dict[tuple[str, str], list[Record]] = {}
     for record in records:
         rows.setdefault((record["method"], record.get("baseline", "–")), []).append(record)
     body = []
     for (method, baseline), row in sorted(rows.items()):
         ratios = [mean_sd([record.get(key) for record in row], 2) for key in ("ratio", "memory_ratio")]
-        rate = mean_sd([record.get("images_per_second") for record in row])
-        body.append([f"`{method}`", baseline, str(len(row)), *ratios, rate])
+        slow = all((record.get("images_per_second") or 0) < 1 for record in row)
+        rate = mean_sd([record.get("images_per_second") for record in row], 2 if slow else 1)
+        more = [mean_sd([record.get(key) for record in row], 3) for key in shown]
+        body.append([f"`{method}`", baseline, str(len(row)), *ratios, rate, *more])
     return markdown(head, body)
 
 

@@ -98,6 +98,16 @@ def test_a_value_that_one_seed_lacks_is_a_dash() -> None:
     assert table.mean_sd([2.0]) == "2.0"
 
 
+def test_speed_columns_that_only_some_have_appear_where_a_record_does(tmp_path: Path) -> None:
+    keys = ("method", "device", "commit", "date")
+    base = {key: record()[key] for key in keys} | {"benchmark": "speed-codec", "baseline": "loop", "ratio": 2.0}
+    assert "mask IoU" not in table.render([base])
+    text = table.render([base | {"mask_agreement": 0.99401}, base | {"method": "other", "images_per_second": 0.083}])
+    assert "| mask IoU with the baseline |" in text
+    assert "| 0.994 |" in text
+    assert "| 0.08 | – |" in text
+
+
 def test_speed_records_show_ratios(tmp_path: Path) -> None:
     keys = ("benchmark", "method", "device", "torch", "commit", "date", "recipe")
     base = {key: record()[key] for key in keys} | {"benchmark": "speed-codec", "baseline": "loop | numpy"}

@@ -12,6 +12,7 @@ from fewlabel.core.errors import first_line
         (OSError("\n no such file: "), "no such file"),
         (KeyError(), "KeyError"),
         ("plain text.", "plain text"),
+        ("central directory missing. There is a high likelihood that", "central directory missing"),
     ],
 )
 def test_one_line_without_its_end(error, line):

@@ -33,6 +33,9 @@ def test_number_of_prompts(prompts, count):
     ("prompts", "words"),
     [
         ({"points": torch.zeros(2, 1, 0, 2)}, "K = 0"),
+        ({"masks": torch.full((2, 1, 16, 16), -torch.inf)}, "no finite logits"),
+        ({"masks": torch.ones(2, 1, 30, 50, dtype=torch.bool)}, "torch.bool are no finite logits"),
+        ({"points": torch.ones(2, 1, 1, 2), "labels": torch.full((2, 1, 1), 7)}, "point_labels hold 7"),
         ({"points": torch.zeros(2, 1, 1, 3)}, "ending in 2"),
         ({"boxes": torch.zeros(2, 1, 5)}, "ending in 4"),
         ({"points": torch.zeros(3, 1, 1, 2)}, "B = 2"),

@@ -30,6 +30,6 @@ class ExportError(FewlabelError):
 
 
 def first_line(error: object) -> str:
-    """What a library said, for a sentence of ours: its first line without the final stop, or the name of its class."""
+    """What a library said, for a sentence of ours: its first sentence without the stop, or the name of its class."""
     lines = str(error).strip().splitlines()
-    return lines[0].rstrip(". :") if lines else type(error).__name__
+    return lines[0].split(". ")[0].rstrip(". :") if lines else type(error).__name__

@@ -32,8 +32,8 @@ def check_prompts(
         The number P of prompts per image, which may be 0; 1 where there is no prompt at all.
 
     Raises:
-        ModelError: Shapes disagree, K is 0, a coordinate is not finite or lies outside [0, W] x [0, H], or a box is
-            empty.
+        ModelError: Shapes disagree, K is 0, a label has no meaning, a coordinate is not finite or lies outside
+            [0, W] x [0, H], a box is empty, or masks are not finite logits.
     """
     if labels is not None and (points is None or labels.shape != points.shape[:3]):
         got = None if points is None else tuple(points.shape)
@@ -62,6 +62,18 @@ def check_prompts(
             f"masks are {masks.shape[-2]}x{masks.shape[-1]} (rows x columns), but the image has {size[0]}x{size[1]} "
             f"pixels and the decoder {mask_size}x{mask_size} cells; give logits of one of these sizes."
         )
+    if masks is not None and not (masks.is_floating_point() and bool(masks.isfinite().all())):
+        raise ModelError(
+            f"masks of dtype {masks.dtype} are no finite logits; turn a bool mask into, say, 20.0 inside and -20.0"
+            " outside."
+        )
+    if labels is not None:
+        unknown = (labels != 1) & (labels != 0) & (labels != PAD_LABEL)
+        if unknown.any():
+            raise ModelError(
+                f"point_labels hold {labels[unknown][0].item():g}; give 1 for object, 0 for background, {PAD_LABEL} for"
+                " padding."
+            )
     if points is not None:
         if points.shape[2] == 0:
             raise ModelError(
@@ -86,7 +98,7 @@ def _check_inside(kind: str, xy: Tensor, used: Tensor | None, frame: Frame) -> N
     wrong = ~frame.contains(xy)  # which is false for what is not a number
     if used is not None:
         wrong &= used
-    if not wrong.any():  # the only wait for an accelerator
+    if not wrong.any():
         return
     b, p, k = wrong.nonzero()[0].tolist()
     x, y = xy[b, p, k].tolist()

@@ -6,6 +6,7 @@ part in the image model.
 """
 
 import pickle
+import pickletools
 import re
 import warnings
 from collections.abc import Mapping
@@ -147,9 +148,11 @@ def _unpickle(path: Path) -> object:
             warnings.simplefilter("ignore")  # about pickle protocols, of no use to the reader of one sentence
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if found := re.search(r"GLOBAL (\S+)", str(error)):
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        if found or _calls(path):
+            what = found[1] if found else "calls of functions"
             raise ModelError(
-                f"{path} holds more than tensors ({found[1]}), which could run code, and was not opened; get the "
+                f"{path} holds more than tensors ({what}), which could run code, and was not opened; get the "
                 "authors' own checkpoint."
             ) from None
         raise ModelError(_damaged(path, str(error).rpartition("WeightsUnpickler error:")[2])) from None
@@ -159,6 +162,15 @@ def _unpickle(path: Path) -> object:
         raise ModelError(_damaged(path, error)) from None
     except Exception as error:  # the reader of a damaged file fails with whatever its bytes happen to ask for
         raise ModelError(_damaged(path, error)) from None
+
+
+def _calls(path: Path) -> bool:
+    """Whether a bare pickle calls functions; PyTorch's reader stops at newer protocols before it comes to them."""
+    try:
+        with path.open("rb") as file:
+            return any(code.name == "REDUCE" for code, _, _ in pickletools.genops(file))
+    except ValueError:  # no pickle to its end
+        return False
 
 
 def _load_safetensors(path: Path) -> dict[str, Tensor]:

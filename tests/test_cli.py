@@ -297,6 +297,12 @@ def test_images_are_encoded_once(tmp_path: Path, data: Path, call: Call) -> None
     for said in ("8 images: 8 encoded, 0.0 % were there already", "8 images: 0 encoded, 100.0 % were there already"):
         done = call(*command)
         assert done.returncode == 0 and said in done.stdout, done.stderr
+        assert "did not fit" not in done.stdout
+    few = call("sam", "embed", data / "images", "--cache", tmp_path / "few", "--cache-gb", "0.001", "--device", "cpu")
+    assert few.returncode == 0 and "did not fit into --cache-gb 0.001" in few.stdout, few.stderr
+    wrong = call("sam", "embed", tmp_path / "nowhere", "--cache", tmp_path / "new", "--device", "cpu")
+    assert wrong.returncode == 2 and "is not a folder" in wrong.stderr
+    assert not (tmp_path / "new").exists()
 
 
 class Payload:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,14 @@ def test_weights_inside_a_folder_point_to_it():
         256,
     )
     assert found.use.endswith(f"--sam {NANO_FOLDER}")
+
+
+def test_a_training_s_own_files_are_no_part_of_the_model(tmp_path):
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(NANO_FOLDER / name, tmp_path)
+    alone = describe(tmp_path)
+    save_file({"extra": torch.zeros(7)}, tmp_path / "weights.safetensors")
+    assert describe(tmp_path) == alone
 
 
 @pytest.mark.parametrize(

@@ -133,6 +133,7 @@ def test_interrupted_training_with_a_cache_ends_with_the_bits_of_one_without(tmp
         (("--pool", "9", "--start", "nano"), "--pool 9 was given without --frozen-encoder"),
         (("--frozen-encoder", "--pool", "9"), "give --start nano"),
         (("--start", "nano", "--cache", "cache"), "leave --cache out"),
+        (("--start", "nano", "--cache-gb", "1"), "--cache-gb 1 was given without --cache"),
         (("--frozen-encoder", "--pool", "9", "--start", "nano", "--cache", "c", "--cache-gb", "0"), "bound is 0.0 GB"),
     ],
 )

@@ -20,13 +20,16 @@ def command(
     seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
     start: Annotated[str | None, typer.Option("--start", help="nano, or a folder of weights to go on from.")] = None,
     frozen_encoder: Annotated[
-        bool, typer.Option("--frozen-encoder", help="Train only what prompts and masks need, on a pool of scenes.")
+        bool,
+        typer.Option("--frozen-encoder", help="Train only what prompts and masks need; goes with --start and --pool."),
     ] = False,
     pool: Annotated[int | None, typer.Option("--pool", min=1, help="Scenes in that pool.")] = None,
     cache: Annotated[
         Path | None, typer.Option("--cache", help="Folder that keeps the pool's features from epoch to epoch.")
     ] = None,
-    cache_gb: Annotated[float, typer.Option("--cache-gb", help="Bound on the cache, in 10^9 bytes.")] = 10.0,
+    cache_gb: Annotated[
+        float | None, typer.Option("--cache-gb", help="Bound on the cache, in 10^9 bytes; 10 by default.")
+    ] = None,
     workers: Annotated[int, typer.Option("--workers", min=0, help="Processes that render scenes.")] = 0,
     threads: Threads = None,
     device: Device = "auto",
@@ -36,17 +39,18 @@ def command(
         raise RunError(
             f"{'--frozen-encoder' if frozen_encoder else f'--pool {pool}'} was given without "
             f"{'--pool' if frozen_encoder else '--frozen-encoder'}, but a frozen encoder sees a pool of scenes and a "
-            "training one sees new scenes only; give both, as in --frozen-encoder --pool 1000, or neither."
+            "training one sees new scenes only; give both, as in --frozen-encoder --start nano --pool 1000, or neither."
         )
+    if cache is None and cache_gb is not None:
+        raise RunError(f"--cache-gb {cache_gb:g} was given without --cache; name the cache's folder, or leave it out.")
     chosen = prepare(threads, device)
     from fewlabel.core.files import read_json
     from fewlabel.sam.pretrain import TRAINING, configure, pretrain
 
     config = configure(preset, steps=steps, pool=pool)
     with stoppable():
-        result = pretrain(
-            config, out, seed=seed, device=chosen, workers=workers, start=start, cache=cache, cache_gb=cache_gb
-        )
+        options = {} if cache_gb is None else {"cache_gb": cache_gb}
+        result = pretrain(config, out, seed=seed, device=chosen, workers=workers, start=start, cache=cache, **options)
     hits = read_json(result.folder / TRAINING).get("hit_rate")
     rate = "" if hits is None else f", {100 * hits:.1f} % of the features were in the cache"
     print(f"nano-SAM: {result.steps} steps in {result.seconds:.0f} s{rate}, weights in {result.folder}")

@@ -81,11 +81,12 @@ def embed(
 ) -> None:
     """Encode images once and keep their features for later."""
     chosen = prepare(threads, device)
-    from fewlabel.sam.cache import EmbeddingCache, embed_folder
+    from fewlabel.sam.cache import EmbeddingCache, embed_folder, image_files
     from fewlabel.sam.families import load
     from fewlabel.sam.speed import Precision, quicken
     from fewlabel.training.checkpoint import weights_sha256
 
+    image_files(images)  # before anything is loaded or made
     segmenter = load(sam, allow_sam3=allow_sam3).to(chosen)
     quicken(segmenter, cast(Precision, precision), compile)
     with stoppable():
@@ -94,5 +95,7 @@ def embed(
         print(f"{path}: {reason}", file=sys.stderr)
     print(
         f"{found.images} images: {found.encoded} encoded, {100 * found.hit_rate:.1f} % were there already, "
-        f"{len(found.rejected)} cannot be read; {found.held} of them in {cache}, {found.bytes / 1e9:.2f} GB in all"
+        f"{len(found.rejected)} cannot be read; {found.held} of them in {cache}, {found.bytes / 1e6:.1f} MB in all"
     )
+    if found.held < found.images:
+        print(f"{found.images - found.held} did not fit into --cache-gb {cache_gb:g}; raise it to keep all")

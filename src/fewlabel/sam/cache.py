@@ -217,6 +217,23 @@ def to_input(image: Image) -> Tensor:
     return torch.from_numpy(to_unit(standardise(image.pixels)))
 
 
+def image_files(images: Path) -> list[Path]:
+    """The images in a folder and its subfolders, sorted; hidden files are passed over.
+
+    Raises:
+        DataError: There is no such folder, or no image in it.
+    """
+    if not images.is_dir():
+        raise DataError(f"{images} is not a folder; give a folder of images.")
+    paths = [path for path in sorted(images.rglob("*")) if path.suffix.lower() in ENDINGS and path.is_file()]
+    paths = [path for path in paths if not any(part.startswith(".") for part in path.relative_to(images).parts)]
+    if not paths:
+        raise DataError(
+            f"{images} holds no image, expected files that end with {', '.join(ENDINGS)}; check the folder."
+        )
+    return paths
+
+
 def embed_folder(images: Path, cache: EmbeddingCache, batch: int = 8) -> EmbedSummary:
     """Encode the images of a folder into a cache, those that it holds already left alone.
 
@@ -232,14 +249,7 @@ def embed_folder(images: Path, cache: EmbeddingCache, batch: int = 8) -> EmbedSu
         DataError: There is no such folder, or no image in it can be read.
         ModelError, RunError: As `EmbeddingCache.encode_many`.
     """
-    if not images.is_dir():
-        raise DataError(f"{images} is not a folder; give a folder of images.")
-    paths = [path for path in sorted(images.rglob("*")) if path.suffix.lower() in ENDINGS and path.is_file()]
-    paths = [path for path in paths if not any(part.startswith(".") for part in path.relative_to(images).parts)]
-    if not paths:
-        raise DataError(
-            f"{images} holds no image, expected files that end with {', '.join(ENDINGS)}; check the folder."
-        )
+    paths = image_files(images)
     before = cache.misses
     done: list[tuple[str, tuple[int, int]]] = []
     rejected: list[tuple[Path, str]] = []

@@ -139,13 +139,22 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
         raise ModelError(f"{path} is not a whole safetensors file ({error}); download the checkpoint again.") from None
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """The files that hold a folder's weights: `model.safetensors` where there is one, else all its safetensors.
+
+    A training's folder also holds its own weights and checkpoint, which are no part of the model.
+    """
+    whole = folder / "model.safetensors"
+    return [whole] if whole.is_file() else sorted(folder.glob("*.safetensors"))
+
+
 def stored_shapes(folder: Path, family: str) -> dict[str, tuple[int, ...]]:
     """Names and shapes of a folder's weights, after checking that they are of the family that its configuration names.
 
     Raises:
         ModelError: There are no safetensors, one of them is damaged, or they are of another family or model.
     """
-    files = sorted(folder.glob("*.safetensors"))
+    files = weight_files(folder)
     if not files:
         raise ModelError(f"{folder} has a {CONFIG} but no .safetensors; download the checkpoint again.")
     shapes = {name: shape for file in files for name, shape in read_shapes(file).items()}
@@ -173,7 +182,7 @@ def _describe_folder(folder: Path) -> Description:
         variant,
         _count(shapes),
         given if isinstance(given, int) else side,
-        {file.name: sha256_file(file) for file in sorted(folder.glob("*.safetensors"))},
+        {file.name: sha256_file(file) for file in weight_files(folder)},
         LICENCES[family],
         f"give the folder, as in --sam {folder}",
     )

@@ -356,12 +356,22 @@ def test_mask_survives_the_way_to_the_frame_and_back(size, keep, side, **shape):
     assert_kept(blob(frame, area=side**2, **shape), frame, 256)
 
 
+# Objects of half the frame fit into images that are nearly square, and near their middle.
+middle = {"x": st.floats(0.35, 0.65), "y": st.floats(0.35, 0.65)}
+
+
 @settings(deadline=None, max_examples=25)
 @given(
-    size=st.tuples(st.integers(80, 900), st.integers(80, 900)), keep=st.booleans(), side=st.floats(136, 200), **objects
+    long=st.integers(80, 900),
+    ratio=st.floats(0.8, 1.0),
+    upright=st.booleans(),
+    keep=st.booleans(),
+    side=st.floats(140, 200),
+    **objects | middle,
 )
-def test_mask_survives_the_way_to_the_decoders_grid_and_back(size, keep, side, **shape):
+def test_mask_survives_the_way_to_the_decoders_grid_and_back(long, ratio, upright, keep, side, **shape):
     """The decoder's grid has cells of 4 x 4 frame pixels: there the same holds from 32 x 32 cells."""
+    size = (long, round(long * ratio)) if upright else (round(long * ratio), long)
     frame = Frame.of(size, 256, keep)
     assert_kept(blob(frame, area=side**2, **shape), frame, 64)
 

@@ -240,6 +240,16 @@ def percent(values: list[float]) -> float:
     return round(100.0 * float(np.mean(values)), 1)
 
 
+# What the training was to reach: mean IoU in percent, on rendered hold-outs and on recorded images.
+AIMS = (
+    ("synthetic-infrared", "click", 80),
+    ("synthetic-objects", "click", 75),
+    ("DSB2018", "click", 60),
+    ("NUAA-SIRST", "click", 55),
+    ("DSB2018", "box", 70),
+)
+
+
 def write_card(records: list[dict[str, Any]], training: dict[str, Any]) -> None:
     """Write the model card beside the embedded weights: facts as JSON, and the same as a page."""
     keys = ("part", "targets", "median_area", "nano-sam", "rules")
@@ -285,6 +295,12 @@ def page(card: dict[str, Any]) -> str:
     for prompt in ("click", "box"):
         better = [name for name, row in card["figures"].items() if beaten(row, prompt)]
         lines += ["", f"With one {prompt}, the better of the rules beats nano-SAM on: {', '.join(better) or 'no set'}."]
+    reached = [
+        f"{name} {prompt} {value:.1f} of {aim} ({'met' if value >= aim else 'missed'})"
+        for name, prompt, aim in AIMS
+        for value in [card["figures"][name]["nano-sam"][prompt]]
+    ]
+    lines += ["", f"Aims: {', '.join(reached)}."]
     return "\n".join(lines) + "\n"
 
 

@@ -4,6 +4,7 @@
 
 All ways train on the same batches in turns, so a busy machine slows them alike; drawing a batch is added to each.
 `ratio` is the frozen encoder run each time divided by a warm cache, in processor seconds of this process (one thread).
+"warm" reads what "cold" has stored a moment before, so its shards are still in the system's memory.
 """
 
 import argparse
@@ -63,6 +64,7 @@ def measure(steps: int) -> dict[str, Any]:
     """Mean processor seconds per step of every way, drawing included, and the ratios."""
     config = PretrainConfig(pool=1000)
     seconds: dict[str, list[float]] = {name: [] for name in WAYS}
+    hits: dict[str, list[float]] = {name: [] for name in ("cold", "warm")}
     with tempfile.TemporaryDirectory() as folder:
         ways = {name: Way(name, Path(folder)) for name in WAYS}  # "warm" comes after "cold", which fills their cache
         for step in range(steps + WARM_UP):
@@ -71,14 +73,18 @@ def measure(steps: int) -> dict[str, Any]:
             drawing = time.process_time() - began
             for name, way in ways.items():
                 began = time.process_time()
-                way.step(batch)
+                found = way.step(batch)
                 seconds[name].append(drawing + time.process_time() - began)
+                if name in hits:
+                    hits[name].append(found or 0.0)
     means = {name: fmean(values[WARM_UP:]) for name, values in seconds.items()}
     return {
         "ratio": round(means["uncached"] / means["warm"], 2),
         "whole_ratio": round(means["whole"] / means["warm"], 2),
         "cold_ratio": round(means["uncached"] / means["cold"], 3),
         "seconds_per_step": {name: round(value, 3) for name, value in means.items()},
+        "hit_rate": {name: round(fmean(values), 4) for name, values in hits.items()},
+        "pool": config.pool,
         "steps": steps,
         "batch": config.batch,
     }

@@ -41,6 +41,7 @@ from fewlabel.sam.family import FAMILIES
 from fewlabel.sam.promptable import PromptableSegmenter
 from fewlabel.sam.prompts import central_point
 from fewlabel.sam.speed import quicken
+from fewlabel.training.checkpoint import weights_sha256
 
 RESULTS = Path(__file__).parent / "results"
 DATA = Path(os.environ.get("FEWLABEL_DATA", Path(__file__).parents[2] / ".." / "shared" / "data"))
@@ -150,7 +151,7 @@ def measure(name: str, way: str, options: argparse.Namespace) -> dict[str, Any]:
         "frame": plain.frame,
         "tera_per_second": round(rate, 4),
         "feature_error": float(f"{error:.3g}"),
-        "weights": "nano-SAM's" if name == "nano" else "random",
+        "weights": f"nano-SAM's, {weights_sha256(plain)[:12]}" if name == "nano" else "random",
     }
     if compiled:
         record["compile_seconds"] = round(started, 1)

@@ -72,8 +72,10 @@ def detector_config() -> Any:
 class Detector(nn.Module):
     """D-FINE on frames: (B, 1, F, F) standardised images to boxes and scores of `QUERIES` candidates each.
 
-    The library's network with narrow layers, a backbone of stride 4 where its smallest published one has 16, and
-    initial weights of variance 1 / fan-in. Boxes are fractions of the frame: its side belongs to what is learnt.
+    The library's network with narrow layers, a finest feature level of stride 4, where the published D-FINE-N has 16,
+    and initial weights of variance 1 / fan-in. Boxes are fractions of the frame: its side belongs to what is learnt.
+
+    Size: 0.536 M parameters. Anchors are 6.4 pixels wide at stride 4 of the default frame.
 
     Source: Peng et al., "D-FINE", ICLR 2025, as transformers' `DFineForObjectDetection`.
 
@@ -163,8 +165,8 @@ def exportable() -> Iterator[None]:
 def _initialise(network: Any) -> None:
     """Draw weights of variance 1 / fan-in from the global generator; what the library sets to zero stays so.
 
-    Its own deviation of 0.01 suits weights that a checkpoint replaces; here it would shrink the signal tenfold in every
-    layer without a norm, and boxes would hardly move for hundreds of steps.
+    Its own deviation of 0.01 suits weights that a checkpoint replaces; in layers of 64 channels it would shrink the
+    signal tenfold wherever no norm follows.
     """
     for module in network.modules():
         if isinstance(module, nn.Linear | nn.Conv2d) and module.weight.any():

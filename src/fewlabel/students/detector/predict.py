@@ -12,7 +12,7 @@ from fewlabel.students.detector.network import Detector
 
 OVERLAP = 4  # neighbouring frames share at least a quarter of their side
 MARGIN = 3 / 8  # of the overlap; a box whose centre is nearer to a frame's inner border is left to the neighbour
-SAME = 0.5  # IoU above which two boxes are one target; 0.1 to 0.8 gave the same AP50 within half a percent
+SAME = 0.5  # IoU above which two boxes are one target
 MOST = 100  # boxes of one image
 
 

@@ -115,3 +115,10 @@ def test_what_is_no_checkpoint_is_named(tmp_path, kind, words):
     with pytest.raises(ModelError, match=words) as caught:
         describe(damage(tmp_path, kind))
     assert str(tmp_path) in str(caught.value)
+
+
+def test_names_of_the_list(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert describe(Path("nano")) == describe(NANO_FOLDER)
+    with pytest.raises(ModelError, match="sam-vit-b is a name and no file: .* Apache-2.0, .* as in --sam sam-vit-b"):
+        describe(Path("sam-vit-b"))

@@ -31,7 +31,9 @@ def list_models() -> None:
 
 @app.command()
 def info(
-    path: Annotated[Path, typer.Argument(help="A checkpoint's folder, .safetensors, .pth or .pt.", metavar="PATH")],
+    path: Annotated[
+        Path, typer.Argument(help="A checkpoint's folder, .safetensors, .pth or .pt; or nano.", metavar="PATH")
+    ],
 ) -> None:
     """Say what a checkpoint is, its size, hash and licence, and how to use it."""
     from fewlabel.sam.describe import describe

@@ -9,7 +9,8 @@ from typing import Any
 
 from fewlabel.core.errors import ModelError
 from fewlabel.core.files import sha256_file
-from fewlabel.sam.catalogue import ENTRIES, LICENCES, MODEL_TYPES
+from fewlabel.sam.catalogue import ENTRIES, LICENCES, MODEL_TYPES, find
+from fewlabel.sam.nano import NANO_FOLDER
 
 CONFIG = "config.json"
 Shapes = Mapping[str, tuple[int, ...]]
@@ -60,7 +61,8 @@ def describe(path: Path) -> Description:
     """Say what a checkpoint is.
 
     Args:
-        path: A folder with `config.json` and safetensors, a `.safetensors` file, or an original `.pth` or `.pt`.
+        path: A folder with `config.json` and safetensors, a `.safetensors` file, an original `.pth` or `.pt`, or the
+            name of the embedded weights, nano.
 
     Returns:
         The description.
@@ -71,6 +73,13 @@ def describe(path: Path) -> Description:
     if path.is_dir():
         return _describe_folder(path)
     if not path.is_file():
+        if str(path) == "nano":
+            return _describe_folder(NANO_FOLDER)
+        if (entry := find(str(path))) is not None:
+            raise ModelError(
+                f"{path} is a name and no file: {entry.title}, {entry.parameters:,} parameters, {entry.licence}, from"
+                f" {entry.origin}; give the folder or file of a copy, or use the name, as in --sam {path}."
+            )
         raise ModelError(f"{path} does not exist; give a checkpoint's folder or file.")
     if path.suffix != ".safetensors":
         return _describe_original(path)

@@ -15,7 +15,6 @@ copying the three files), `log.jsonl`, and the figures on the rendered hold-out 
 """
 
 import argparse
-import json
 import os
 import shutil
 import signal
@@ -37,7 +36,7 @@ import torch  # noqa: E402  the thread limits have to be set before numpy starts
 from fewlabel.core.files import read_json, write_json  # noqa: E402
 from fewlabel.sam.pretrain import PRESETS, PretrainConfig, configure, pretrain, publish  # noqa: E402
 from fewlabel.sam.pretrain_batches import AHEAD  # noqa: E402
-from fewlabel.training.loop import LOG  # noqa: E402
+from fewlabel.training.loop import LOG, read_log  # noqa: E402
 
 HERE = Path(__file__).parent
 RESERVE = 0.97  # share of the budget that the steps are to take: checkpoints and a busy machine take the rest
@@ -71,13 +70,6 @@ def stopped_when(due: Callable[[], bool]) -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def log_lines(folder: Path) -> list[dict[str, float]]:
-    """The complete lines of a run's log so far."""
-    path = folder / LOG
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
-
-
 def rate(config: PretrainConfig, seed: int, device: str, workers: int, start: str | None, seconds: float) -> float:
     """Steps per second of a training, measured for `seconds` once the batches made in advance are spent."""
     endless = config.model_copy(update={"steps": 1_000_000, "log_every": 4})
@@ -85,7 +77,7 @@ def rate(config: PretrainConfig, seed: int, device: str, workers: int, start: st
         folder = Path(scratch)
 
         def steady() -> list[dict[str, float]]:
-            return [line for line in log_lines(folder) if line["step"] > AHEAD * workers]
+            return [line for line in read_log(folder / LOG) if line["step"] > AHEAD * workers]
 
         def due() -> bool:
             lines = steady()
@@ -148,7 +140,7 @@ def main(arguments: list[str] | None = None) -> None:
     config = configure(options.preset, batch=options.batch, precision=options.precision)
     config = plan(options.run, config, options)
     limit = time.monotonic() + (options.call_seconds or float("inf"))
-    with stopped_when(lambda: time.monotonic() > limit and bool(log_lines(options.run))):
+    with stopped_when(lambda: time.monotonic() > limit and bool(read_log(options.run / LOG))):
         pretrain(config, options.run, options.seed, options.device, workers=options.workers, start=options.start)
     facts = publish(options.run, options.out)
     shutil.copyfile(options.run / LOG, options.out / LOG)

@@ -1,6 +1,7 @@
 """Banks of experts: names, scale, selectivity, controls, export."""
 
 import io
+from abc import ABC, abstractmethod
 from functools import partial
 from typing import get_args
 
@@ -40,13 +41,14 @@ def scene(size=48, height=60.0, seed=0):
     return torch.from_numpy(pixels.astype(np.float32))[None, None]
 
 
-class BankContract:
+class BankContract(ABC):
     """What every bank promises."""
 
     channels = 4
 
+    @abstractmethod
     def build(self) -> Bank:
-        raise NotImplementedError
+        """A fresh one."""
 
     @pytest.mark.parametrize("shape", [(1, 1), (1, 6), (3, 2), (17, 40)])
     def test_one_map_per_channel(self, shape):

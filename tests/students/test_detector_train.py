@@ -1,5 +1,3 @@
-import os
-import signal
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +9,7 @@ from torch import nn
 from fewlabel.core.errors import RunError
 from fewlabel.core.masks import component_boxes, components
 from fewlabel.data.augment import AugmentConfig, Patch, crop_batch
-from fewlabel.data.pool import patch_of_scene
+from fewlabel.data.pool import Draw, patch_of_scene
 from fewlabel.data.synth.infrared import InfraredConfig, render
 from fewlabel.metrics.boxes import BoxMetric, BoxScores
 from fewlabel.students.detector.boxes import crop_boxes
@@ -74,25 +72,13 @@ def test_ignored_patches_ask_for_nothing():
     )
 
 
-def test_resumed_training_equals_the_uninterrupted_one(tmp_path: Path):
-    def train(folder: Path, stop_at: int = -1) -> nn.Module:
-        steps = iter(range(100))
-
-        def drawing(n: int, rng: np.random.Generator) -> list[Patch]:
-            if next(steps) == stop_at:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return draw(n, rng)
-
+def test_resumed_training_equals_the_uninterrupted_one(tmp_path: Path, resumed_equals_whole):
+    def train(folder: Path, drawing: Draw) -> nn.Module:
         model = fresh()
         train_detector(model, drawing, CONFIG, folder, seed=1, label="detector")
         return model
 
-    whole = train(tmp_path / "whole")
-    with pytest.raises(KeyboardInterrupt):
-        train(tmp_path / "cut", stop_at=2)
-    resumed = train(tmp_path / "cut")
-    pairs = zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True)
-    assert all(torch.equal(a, b) for a, b in pairs)
+    whole = resumed_equals_whole(train, draw, 2)
     assert any(not torch.equal(a, b) for a, b in zip(whole.parameters(), fresh().parameters(), strict=True))
     with pytest.raises(RunError, match="other settings"):
         train_detector(Detector(64), draw, CONFIG, tmp_path / "whole", seed=1, label="detector")

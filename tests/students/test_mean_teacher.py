@@ -1,8 +1,6 @@
 """The mean teacher: whose weights say what, that turns are undone, and that a cut training goes on exactly."""
 
 import copy
-import os
-import signal
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +12,7 @@ from torch import nn
 
 from fewlabel.core.errors import RunError
 from fewlabel.data.augment import AugmentConfig, Batch, Patch, crop_batch
+from fewlabel.data.pool import Draw
 from fewlabel.students import create
 from fewlabel.students.mean_teacher import (
     MeanTeacherConfig,
@@ -194,25 +193,13 @@ def train(model: nn.Module, folder: Path, config: StudentConfig = CONFIG, draw=u
     )
 
 
-def test_resumed_training_equals_the_uninterrupted_one(tmp_path: Path):
-    def trained(folder: Path, stop_at: int = -1) -> nn.Module:
-        steps = iter(range(100))
-
-        def drawing(n: int, rng: np.random.Generator) -> list[Patch]:
-            if next(steps) == stop_at:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return unlabelled(n, rng)
-
+def test_resumed_training_equals_the_uninterrupted_one(resumed_equals_whole):
+    def trained(folder: Path, drawing: Draw) -> nn.Module:
         model = fresh()
         train(model, folder, draw=drawing)
         return model
 
-    whole = trained(tmp_path / "whole")
-    with pytest.raises(KeyboardInterrupt):
-        trained(tmp_path / "cut", stop_at=3)
-    resumed = trained(tmp_path / "cut")
-    pairs = zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True)
-    assert all(torch.equal(a, b) for a, b in pairs)
+    resumed_equals_whole(trained, unlabelled, 3)
 
 
 def test_other_options_are_another_training(tmp_path: Path):

@@ -1,5 +1,3 @@
-import os
-import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +9,7 @@ from torch import nn
 
 from fewlabel.core.errors import RunError
 from fewlabel.data.augment import Patch, crop_batch
+from fewlabel.data.pool import Draw
 from fewlabel.students import create
 from fewlabel.students.predict import predict
 from fewlabel.students.train import (
@@ -180,25 +179,13 @@ def test_the_images_of_a_broken_step_are_named(tmp_path: Path):
         train_student(fresh(), broken, CONFIG, tmp_path, seed=1, label="student")
 
 
-def test_resumed_training_equals_the_uninterrupted_one(tmp_path: Path):
-    def train(folder: Path, stop_at: int = -1) -> nn.Module:
-        steps = iter(range(100))
-
-        def drawing(n: int, rng: np.random.Generator) -> list[Patch]:
-            if next(steps) == stop_at:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return draw(n, rng)
-
+def test_resumed_training_equals_the_uninterrupted_one(resumed_equals_whole):
+    def train(folder: Path, drawing: Draw) -> nn.Module:
         model = fresh()
         train_student(model, drawing, CONFIG, folder, seed=1, label="student")
         return model
 
-    whole = train(tmp_path / "whole")
-    with pytest.raises(KeyboardInterrupt):
-        train(tmp_path / "cut", stop_at=3)
-    resumed = train(tmp_path / "cut")
-    pairs = zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True)
-    assert all(torch.equal(a, b) for a, b in pairs)
+    resumed_equals_whole(train, draw, 3)
 
 
 def test_training_finds_targets_of_unseen_images(tmp_path: Path):

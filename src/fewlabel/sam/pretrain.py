@@ -28,7 +28,7 @@ from fewlabel.sam.pretrain_frozen import FrozenFeatures, check_phase, freeze_enc
 from fewlabel.sam.pretrain_loss import step_loss
 from fewlabel.sam.promptable import PromptableSegmenter
 from fewlabel.training.checkpoint import load_state, read_tensors, weights_sha256
-from fewlabel.training.loop import CHECKPOINT, LOG, WEIGHTS, FitResult, fit
+from fewlabel.training.loop import CHECKPOINT, LOG, WEIGHTS, FitResult, fit, read_log
 
 __all__ = ["PRESETS", "PretrainConfig", "configure", "pretrain", "publish"]
 
@@ -200,9 +200,8 @@ def read_run(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 def _hits(log: Path) -> dict[str, float]:
     """Share of the images whose features were in the cache, over all steps in the log that had one."""
-    text = log.read_text(encoding="utf-8") if log.exists() else ""
     hits = steps = before = 0
-    for line in (json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")):
+    for line in read_log(log):
         count, before = line["step"] - before, line["step"]
         if "hit_rate" in line:
             hits, steps = hits + count * line["hit_rate"], steps + count

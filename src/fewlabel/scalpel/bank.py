@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -52,7 +53,7 @@ def reference_target(height: float = 5.0, sigma: float = 1.5, size: int = 41) ->
     return height * profile[:, None] * profile[None, :].reshape(1, 1, 1, size)
 
 
-class Bank(nn.Module):
+class Bank(nn.Module, ABC):
     """Base of all banks: responses of a standardised image, one per channel, in "heights of the reference target".
 
     Attributes:
@@ -80,9 +81,9 @@ class Bank(nn.Module):
             )
         return self._respond(images)
 
+    @abstractmethod
     def _respond(self, images: Tensor) -> Tensor:
         """The responses of checked images."""
-        raise NotImplementedError
 
 
 class OperatorBank(Bank):

@@ -1,6 +1,7 @@
 """Building blocks that the students share."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import ClassVar, Protocol, runtime_checkable
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 PRIOR = 0.01  # probability of "target" that an untrained student gives to every pixel
 
 
-class Student(nn.Module):
+class Student(nn.Module, ABC):
     """Base of the networks that make one logit per pixel: it takes images of any size to the sizes that they accept.
 
     A subclass has `_forward`.
@@ -31,9 +32,9 @@ class Student(nn.Module):
         """
         return at_multiple(self._forward, images, self.multiple)
 
+    @abstractmethod
     def _forward(self, images: Tensor) -> Tensor:
         """The network proper, (B, 1, H, W) to (B, 1, H, W); sides are multiples of `multiple`."""
-        raise NotImplementedError
 
 
 @runtime_checkable

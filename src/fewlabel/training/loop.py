@@ -310,6 +310,12 @@ def _step_seed(seed: int, step: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{step}".encode()).digest()[:8], "little") >> 1
 
 
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The complete lines of a training's log so far; none where there is no log yet."""
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
 def _cut_log(path: Path, step: int) -> None:
     """Drop the lines after a step, and a last line that a kill left unfinished."""
     if not path.exists():

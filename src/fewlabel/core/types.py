@@ -251,17 +251,26 @@ class Instances:
 
 @dataclass(frozen=True)
 class Labelled:
-    """An image with its labels."""
+    """An image with its labels.
+
+    Attributes:
+        image: The image.
+        instances: Its objects.
+        ignored: Regions that are neither object nor background, such as COCO's crowds and the border of Pascal VOC's
+            masks: nothing is learnt from them and nothing found in them is wrong. None where there are none.
+    """
 
     image: Image
     instances: Instances
+    ignored: Instances | None = None
 
     def __post_init__(self) -> None:
-        if self.image.size != tuple(self.instances.size):
-            raise DataError(
-                f"Image {self.image.id!r} is {self.image.height} × {self.image.width} pixels but its mask is"
-                f" {self.instances.size[0]} × {self.instances.size[1]}; give a mask of the image's size."
-            )
+        for labels in (self.instances, self.ignored):
+            if labels is not None and self.image.size != tuple(labels.size):
+                raise DataError(
+                    f"Image {self.image.id!r} is {self.image.height} × {self.image.width} pixels but its mask is"
+                    f" {labels.size[0]} × {labels.size[1]}; give a mask of the image's size."
+                )
 
 
 @dataclass(frozen=True)

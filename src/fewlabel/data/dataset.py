@@ -33,22 +33,28 @@ def first_of(name: str, problems: Sequence[Problem]) -> str:
 
 
 class Dataset(Protocol):
-    """Images by id, some with masks, in a training and a test part.
+    """Images by id, some with labels, in a training and a test part.
 
     Attributes:
         name: What reports call the data set.
+        classes: Names of the classes; `Instances.classes` are indexes into them.
         train_ids: Ids of the training images, in the data set's own order, each once.
         test_ids: Ids of the held-out images; no id is in both parts. May be empty.
         problems: What reading the lists and folders found wrong; always empty unless the reader was asked to go on.
     """
 
     name: str
+    classes: tuple[str, ...]
     train_ids: tuple[str, ...]
     test_ids: tuple[str, ...]
     problems: tuple[Problem, ...]
 
     def has_mask(self, id: str) -> bool:
-        """Whether a mask file exists for this image (it is not opened)."""
+        """Whether labels exist for this image, be they none (a file of masks is not opened)."""
+        ...
+
+    def group(self, id: str) -> str:
+        """What the image belongs to and must not be torn from, such as a sequence; its own id where it is alone."""
         ...
 
     def image(self, id: str) -> Image:

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import tifffile
 from PIL import Image as Pillow
+from tests.data.readers.contract import ReaderContract, objects, save_pictures
 
 from fewlabel.core.errors import DataError
-from fewlabel.core.types import Labelled, Unlabelled
+from fewlabel.core.types import Instances, Labelled, Unlabelled
 from fewlabel.data.readers.sirst import SirstDataset
 
 
@@ -102,7 +103,7 @@ def test_missing_mask_makes_an_image_unlabelled_only(tmp_path):
     data = SirstDataset(tmp_path)
     assert [data.has_mask(id) for id in ("a", "b")] == [True, False]
     assert data.unlabelled("b").image.id == "b"
-    with pytest.raises(DataError, match="no mask in .*masks"):
+    with pytest.raises(DataError, match="has no labels"):
         data.labelled("b")
     with pytest.raises(DataError, match="no image 'z'"):
         data.image("z")
@@ -169,6 +170,14 @@ def test_lists_that_cannot_be_used(tmp_path):
     refuses(tmp_path, "several train lists", "train_other.txt, train_x.txt")
 
 
+def test_masks_named_after_pixels(tmp_path):
+    add(tmp_path, "a", "b")
+    for id in "ab":
+        (tmp_path / f"masks/{id}.png").rename(tmp_path / f"masks/{id}_pixels0.png")
+    data = SirstDataset(tmp_path)
+    assert data.has_mask("b") and data.labelled("a").instances.areas().tolist() == [2]
+
+
 def test_several_problems_are_counted(tmp_path):
     add(tmp_path, "a")
     lists(tmp_path, "a\na\nx\ny\n")
@@ -183,3 +192,24 @@ def test_published_sets(real_data, name, train, test):
     assert all(data.has_mask(id) for id in data.train_ids + data.test_ids)
     sample = data.labelled(data.test_ids[0])
     assert sample.image.bit_depth == 8 and len(sample.instances) >= 1
+
+
+class TestContract(ReaderContract):
+    format = "sirst"
+    classes = ("target",)
+
+    def make(self, root):
+        save_pictures(root / "images")
+        (root / "masks").mkdir()
+        (root / "img_idx").mkdir()
+        for id in "ab":
+            Pillow.fromarray(objects(id)[0].any(axis=0)).save(root / f"masks/{id}.png")
+        lists(root, "a\nc\n", "b\n")
+        return root
+
+    def truth(self, id):
+        return Instances.from_masks(objects(id)[0])
+
+    def damage(self, root):
+        path = root / "masks/a.png"
+        path.write_bytes(path.read_bytes()[:40])

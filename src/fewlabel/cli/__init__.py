@@ -162,6 +162,28 @@ def explain(
 
 
 @app.command()
+def preview(
+    data: Annotated[Path, typer.Argument(help="A recipe, or a data set's folder.", metavar="DATA")],
+    out: Annotated[Path, typer.Option("--out", help="The page.")] = Path("preview.html"),
+    images: Annotated[int, typer.Option("--images", min=1, help="Most labelled images shown.")] = 8,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Decides the choice of images and the crops.")] = 0,
+    sets: Sets = None,
+) -> None:
+    """Show what training will see: labelled images and crops of them, placed and varied."""
+    from fewlabel.pipeline.preview import preview_folder, preview_recipe
+
+    if not data.exists():
+        raise RunError(f"{data} does not exist; give a recipe, or the folder of a data set.")
+    if data.is_file() and data.suffix in (".yaml", ".yml"):
+        preview_recipe(data, tuple(sets or ()), out, images=images, seed=seed)
+    elif sets:
+        raise RunError(f"--set belongs to a recipe, but {data} is a data set; leave it out.")
+    else:
+        preview_folder(data, out, images=images, seed=seed)
+    print(f"preview: {out.resolve()}")
+
+
+@app.command()
 def predict(
     model: Annotated[Path, typer.Argument(help="Exported model (.onnx).", metavar="MODEL")],
     images: Annotated[Path, typer.Argument(help="An image or a folder of images.", metavar="IMAGES")],

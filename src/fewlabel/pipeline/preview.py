@@ -1,0 +1,101 @@
+"""From a recipe or a data set's folder to a page that shows what training will see; nothing is trained."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from fewlabel.core.errors import DataError
+from fewlabel.core.masks import components
+from fewlabel.data.augment import AugmentConfig, Patch, crop, jitter
+from fewlabel.data.dataset import Dataset
+from fewlabel.data.pool import patch_of
+from fewlabel.pipeline.inputs import draw_scenes, open_dataset
+from fewlabel.recipe import load_recipe
+from fewlabel.report.preview import Preview, Row, View, write
+from fewlabel.students.train import StudentConfig
+
+CROPS = 5  # of each image: with the whole image they fill the width of a page
+SCENES = 2
+
+
+def preview_recipe(path: Path, overrides: tuple[str, ...], out: Path, *, images: int, seed: int) -> None:
+    """Preview a recipe's data with its student's crops; rendered scenes too where the student trains on some.
+
+    Raises:
+        RecipeError: The recipe cannot be read.
+        DataError: As `preview`.
+    """
+    recipe = load_recipe(path, overrides)
+    config = recipe.student.training
+    scenes: list[Patch] = []
+    if recipe.student.synthetic_steps:
+        scenes = draw_scenes(config.crop)(SCENES, np.random.default_rng(seed))
+    dataset = open_dataset(recipe.data.root, strict=False)
+    preview(dataset, config, out, title=recipe.name, images=images, seed=seed, scenes=scenes)
+
+
+def preview_folder(root: Path, out: Path, *, images: int, seed: int) -> None:
+    """Preview a data set on its own, with the crops that a student has by default; DataError as `preview`."""
+    dataset = open_dataset(root, strict=False)
+    preview(dataset, StudentConfig(), out, title=dataset.name, images=images, seed=seed)
+
+
+def preview(
+    dataset: Dataset,
+    config: StudentConfig,
+    out: Path,
+    *,
+    title: str,
+    images: int = 8,
+    seed: int = 0,
+    scenes: Iterable[Patch] = (),
+) -> None:
+    """Write a page of labelled training images and crops of them as a student's training draws them.
+
+    Args:
+        dataset: The data set; test images are not shown.
+        config: Gives the side of the crops and how they vary.
+        out: The HTML file.
+        title: What the page is called.
+        images: Most images shown.
+        seed: Decides the choice of images and the crops.
+        scenes: Rendered scenes that are shown too.
+
+    Raises:
+        DataError: No training image has labels, or one that was chosen cannot be read.
+    """
+    labelled = [id for id in dataset.train_ids if dataset.has_mask(id)]
+    if not labelled:
+        raise DataError(f"{dataset.name} has no labelled training image, so training has nothing to show: add labels.")
+    rng = np.random.default_rng(seed)
+    chosen = [labelled[index] for index in rng.permutation(len(labelled))[:images]]
+    data = Preview(
+        title=title,
+        size=config.crop,
+        settings=settings(config.augment),
+        rows=[row_of(patch_of(dataset.labelled(id)), config, rng, whole=True) for id in chosen],
+        scenes=[row_of(scene, config, rng, whole=False) for scene in scenes],
+    )
+    write(data, out)
+
+
+def row_of(patch: Patch, config: StudentConfig, rng: np.random.Generator, *, whole: bool) -> Row:
+    """An image with `CROPS` crops of it, drawn and varied as `fewlabel.data.augment.crop_batch` does."""
+    crops = []
+    for number in range(1, CROPS + 1):
+        image, target, weight = crop(patch, config.crop, rng, config.augment)
+        crops.append(view(f"crop {number}", jitter(image, rng, config.augment), target, weight))
+    all_of_it = view(f"{patch.image.shape[0]} × {patch.image.shape[1]} px", patch.image, patch.target, patch.weight)
+    return Row(patch.id, all_of_it if whole else None, crops)
+
+
+def view(title: str, image: np.ndarray, target: np.ndarray, weight: np.ndarray) -> View:
+    """A view with the number of its 8-connected targets."""
+    return View(title, image, target, weight, components(target)[1])
+
+
+def settings(config: AugmentConfig) -> list[tuple[str, str, str]]:
+    """Name, value and meaning of every option that varies the crops."""
+    fields = type(config).model_fields
+    return [(name, str(getattr(config, name)), fields[name].description or "") for name in fields]

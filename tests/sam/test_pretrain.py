@@ -90,8 +90,16 @@ def test_warm_start_goes_on_from_weights_and_counts_their_training(tmp_path, seg
     facts = json.loads((tmp_path / "b" / "training.json").read_text())
     assert facts["steps"] == 2 and facts["total"]["steps"] == 3 and facts["total"]["images"] == 3
     assert facts["from"]["training"]["seed"] == 4
+    for changes, words in (
+        ({"seed": 8, "start": None}, "seed is 9, not 8"),
+        ({"seed": 9, "start": None}, "start is [0-9a-f]{64}, not none"),
+    ):
+        with pytest.raises(RunError, match=words):
+            pretrain(first, tmp_path / "b", **changes)
+    (tmp_path / "b" / "settings.json").rename(tmp_path / "kept.json")
     with pytest.raises(RunError, match="other settings, seed or inputs"):
         pretrain(first, tmp_path / "b", seed=8)
+    (tmp_path / "kept.json").rename(tmp_path / "b" / "settings.json")
     assert publish(tmp_path / "b", tmp_path / "again") == facts  # what was refused has changed nothing
 
 

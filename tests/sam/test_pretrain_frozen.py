@@ -149,5 +149,7 @@ def test_command_says_how_often_the_cache_had_the_features(tmp_path):
     result = CliRunner().invoke(app, [*call, "--out", str(tmp_path / "run"), "--cache", str(tmp_path / "cache")])
     assert result.exit_code == 0, result.output
     assert "1 steps in" in result.output and "75.0 % of the features were in the cache" in result.output
-    with pytest.raises(RunError, match="other settings, seed or inputs"):
+    result = CliRunner().invoke(app, [*call, "--out", str(tmp_path / "run")])
+    assert result.exit_code == 0 and "already done, 1 steps in" in result.output
+    with pytest.raises(RunError, match="holds a pre-training whose option pool is 1, not 2"):
         pretrain(PretrainConfig(steps=1, pool=2), tmp_path / "run", seed=0, start="nano")

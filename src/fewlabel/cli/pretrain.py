@@ -46,11 +46,14 @@ def command(
     chosen = prepare(threads, device)
     from fewlabel.core.files import read_json
     from fewlabel.sam.pretrain import TRAINING, configure, pretrain
+    from fewlabel.training.loop import WEIGHTS
 
     config = configure(preset, steps=steps, pool=pool)
+    finished = (out / WEIGHTS).exists()
     with stoppable():
         options = {} if cache_gb is None else {"cache_gb": cache_gb}
         result = pretrain(config, out, seed=seed, device=chosen, workers=workers, start=start, cache=cache, **options)
     hits = read_json(result.folder / TRAINING).get("hit_rate")
     rate = "" if hits is None else f", {100 * hits:.1f} % of the features were in the cache"
-    print(f"nano-SAM: {result.steps} steps in {result.seconds:.0f} s{rate}, weights in {result.folder}")
+    done = "already done, " if finished else ""
+    print(f"nano-SAM: {done}{result.steps} steps in {result.seconds:.0f} s{rate}, weights in {result.folder}")

@@ -28,7 +28,7 @@ from fewlabel.sam.pretrain_frozen import FrozenFeatures, check_phase, freeze_enc
 from fewlabel.sam.pretrain_loss import step_loss
 from fewlabel.sam.promptable import PromptableSegmenter
 from fewlabel.training.checkpoint import load_state, read_tensors, weights_sha256
-from fewlabel.training.loop import CHECKPOINT, LOG, WEIGHTS, FitResult, fit, read_log
+from fewlabel.training.loop import CHECKPOINT, LOG, UNESSENTIAL, WEIGHTS, FitResult, fit, read_log
 
 __all__ = ["PRESETS", "PretrainConfig", "configure", "pretrain", "publish"]
 
@@ -77,10 +77,13 @@ def pretrain(
     digest = earlier.get("weights_sha256", "")
     bare_encoder(segmenter)
     features = FrozenFeatures(segmenter, digest, device, cache, cache_gb) if config.pool else None
-    if not any((folder / name).exists() for name in (CHECKPOINT, WEIGHTS)):  # else they say what was begun here
+    wanted = settings(config, seed, device) | ({"from": earlier} if earlier else {})
+    if any((folder / name).exists() for name in (CHECKPOINT, WEIGHTS)):
+        refuse_other_settings(folder, wanted)
+    else:
         if config.pool:
             save_nano(segmenter, folder / START)
-        write_json(folder / SETTINGS, settings(config, seed, device) | ({"from": earlier} if earlier else {}))
+        write_json(folder / SETTINGS, wanted)
     if config.pool:
         freeze_encoder(segmenter)
     exact_positions(segmenter, torch.device(device).type)
@@ -106,6 +109,33 @@ def pretrain(
     save_nano(segmenter, folder)
     write_json(folder / TRAINING, read_run(folder)[0])
     return result
+
+
+def refuse_other_settings(folder: Path, wanted: dict[str, Any]) -> None:
+    """Say which option differs from those of the training that a folder holds, where it says so itself.
+
+    How often a training is saved and logged does not count.
+
+    Args:
+        folder: Run folder with a checkpoint or weights.
+        wanted: What `settings` says of the training that is asked for, with `from` where it has a start.
+
+    Raises:
+        RunError: Options, seed or start differ.
+    """
+    if not (folder / SETTINGS).exists():
+        return  # the loop compares hashes, which differ without a name
+    had = read_json(folder / SETTINGS)
+    options = {name: value for name, value in wanted["config"].items() if name not in UNESSENTIAL}
+    pairs = {f"option {name}": (had["config"].get(name), value) for name, value in options.items()}
+    pairs["seed"] = had["seed"], wanted["seed"]
+    pairs["start"] = tuple(facts.get("from", {}).get("weights_sha256", "none") for facts in (had, wanted))
+    for name, (before, now) in pairs.items():
+        if before != now:
+            raise RunError(
+                f"{folder} holds a pre-training whose {name} is {before}, not {now}; give another folder with --out, or"
+                " the same options to go on with that one."
+            )
 
 
 def warm_start(segmenter: PromptableSegmenter, source: str) -> dict[str, Any]:

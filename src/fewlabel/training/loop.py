@@ -33,6 +33,7 @@ from fewlabel.training.ema import Ema, trainable
 WEIGHTS = "weights.safetensors"
 CHECKPOINT = "checkpoint.safetensors"
 LOG = "log.jsonl"
+UNESSENTIAL = {"checkpoint_seconds", "log_every"}  # options that the weights do not depend on
 
 StepLoss = Callable[[nn.Module, int], dict[str, Tensor]]
 
@@ -291,7 +292,7 @@ class _Session:
 
 def _identity(model: nn.Module, config: LoopConfig, seed: int, fingerprint: str) -> str:
     """Hash of all that the weights depend on; how often it is saved and logged does not count."""
-    options = config.model_dump(mode="json", exclude={"checkpoint_seconds", "log_every"})
+    options = config.model_dump(mode="json", exclude=UNESSENTIAL)
     shapes = {name: list(value.shape) for name, value in trainable(model).items()}
     return sha256_json({"config": options, "seed": seed, "fingerprint": fingerprint, "parameters": shapes})
 

@@ -18,6 +18,7 @@ from fewlabel.cli.common import (
     prepare,
     stoppable,
 )
+from fewlabel.cli.data import app as data_app
 from fewlabel.cli.pretrain import command as pretrain_command
 from fewlabel.cli.sam import app as sam_app
 from fewlabel.core.errors import FewlabelError, RunError
@@ -31,6 +32,7 @@ app = typer.Typer(
 )
 
 app.add_typer(sam_app, name="sam")
+app.add_typer(data_app, name="data")
 
 
 @app.callback()

@@ -1,0 +1,1 @@
+"""Public data sets: what there is, fetching it, and unpacking archives that nobody vouches for."""

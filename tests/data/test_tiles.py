@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fewlabel.data.tiles import blend_weights, over_tiles, pad, tiles, window
+from fewlabel.data.tiles import bands, blend_weights, over_tiles, pad, tiles, window
 
 sizes = st.integers(1, 90)
 tilings = st.tuples(st.integers(2, 40), st.integers(0, 39)).filter(lambda pair: pair[1] < pair[0])
@@ -85,3 +85,40 @@ def test_sizes_without_a_tiling_are_refused():
     for sizes in ((0, 5, 4, 1), (5, 5, 4, 4), (5, 5, 4, -1)):
         with pytest.raises(ValueError, match="no tiling"):
             tiles(*sizes)
+
+
+@settings(max_examples=60, deadline=None)
+@given(sizes, sizes, tilings, st.integers(1, 5), st.integers(0, 2**31))
+def test_bands_are_over_tiles_bit_for_bit(height, width, tiling, batch, seed):
+    image = np.random.default_rng(seed).normal(size=(height, width)).astype(np.float32)
+    tile, overlap = tiling
+    asked = []
+
+    def rows(top, stop):
+        asked.append((top, stop))
+        return image[top:stop]
+
+    def blur(x):  # depends on neighbours and on the place in the tile
+        return (x + np.roll(x, 1, axis=-1) * np.roll(x, 2, axis=-2)) * np.linspace(0.5, 1.5, tile, dtype=np.float32)
+
+    parts = list(bands(rows, height, width, blur, tile, overlap, batch))
+    assert [top for top, _ in parts] == np.cumsum([0, *(len(values) for _, values in parts)])[:-1].tolist()
+    assert all(values.dtype == np.float32 and 1 <= len(values) <= tile for _, values in parts)
+    whole = over_tiles(image[None], blur, tile, overlap, batch)[0]
+    np.testing.assert_array_equal(np.concatenate([values for _, values in parts]), whole)
+    # Each row is read once, in order, and no sooner than its tiles need it.
+    assert [top for top, _ in asked] == [0, *(stop for _, stop in asked[:-1])] and asked[-1][1] == height
+
+
+def test_bands_hold_a_few_rows_of_tiles():
+    """Peak memory does not depend on the height."""
+    import tracemalloc
+
+    peaks = []
+    for height in (128, 1024):
+        tracemalloc.start()
+        for _ in bands(lambda top, stop: np.zeros((stop - top, 256), np.float32), height, 256, lambda x: x, 32, 8):
+            pass
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.2 * peaks[0] < 2**20

@@ -4,7 +4,7 @@ A prediction is least reliable at the border of its tile, so tiles overlap and a
 tiles that hold it, weighted by a window that falls smoothly towards the tile's border.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +17,22 @@ class Tile(NamedTuple):
 
     top: int
     left: int
+
+
+class Crop(NamedTuple):
+    """One rectangle of an image.
+
+    Attributes:
+        top: First row.
+        left: First column.
+        height: Rows.
+        width: Columns.
+    """
+
+    top: int
+    left: int
+    height: int
+    width: int
 
 
 def _starts(length: int, tile: int, overlap: int) -> list[int]:
@@ -47,6 +63,25 @@ def tiles(height: int, width: int, tile: int = TILE, overlap: int = OVERLAP) -> 
         raise ValueError(f"no tiling of {height}x{width} pixels by tiles of {tile} that overlap by {overlap}")
     rows, columns = _starts(height, tile, overlap), _starts(width, tile, overlap)
     return [Tile(top, left) for top in rows for left in columns]
+
+
+def crops(height: int, width: int, tile: int = TILE, overlap: int = OVERLAP) -> list[Crop]:
+    """The tiles of an image as rectangles inside it.
+
+    Args:
+        height: Rows of the image, at least 1.
+        width: Columns of the image, at least 1.
+        tile: Side of a tile in pixels.
+        overlap: Least overlap of neighbours in pixels, below `tile`.
+
+    Returns:
+        One crop for each of `tiles`, in the same order; smaller than a tile only where the image is.
+
+    Raises:
+        ValueError: The sizes make no tiling.
+    """
+    sides = min(tile, height), min(tile, width)
+    return [Crop(top, left, *sides) for top, left in tiles(height, width, tile, overlap)]
 
 
 def pad(image: np.ndarray, tile: int = TILE) -> np.ndarray:
@@ -129,3 +164,66 @@ def over_tiles(
         for (view, (top, left), share), value in zip(part, predict(np.stack(crops)), strict=True):
             result[view, top : top + tile, left : left + tile] += share * value
     return result[:, :height, :width].astype(np.float32)
+
+
+def bands(
+    rows: Callable[[int, int], np.ndarray],
+    height: int,
+    width: int,
+    predict: Callable[[np.ndarray], np.ndarray],
+    tile: int = TILE,
+    overlap: int = OVERLAP,
+    batch: int = 4,
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Apply a function of tiles to an image that is read, and answered, by rows.
+
+    The values are those of `over_tiles`, bit for bit where `predict` answers each tile regardless of the others in its
+    batch, and otherwise to that function's rounding: batches here end with each row of tiles. Memory is a few arrays
+    of `tile` whole rows, whatever the height.
+
+    Args:
+        rows: Gives rows `top` to `stop` (not included) of the image, float32 `(stop - top, W)`. Each row is asked for
+            once, in order.
+        height: H, rows of the image, at least 1.
+        width: W, columns of the image, at least 1.
+        predict: Takes float32 `(B, tile, tile)`, returns `(B, tile, tile)`.
+        tile: Side of a tile in pixels.
+        overlap: Least overlap of neighbours in pixels.
+        batch: Most tiles given to `predict` at once.
+
+    Yields:
+        First row, and float32 `(h, W)`: the finished bands from top to bottom, which together are the image.
+
+    Raises:
+        ValueError: The sizes make no tiling.
+    """
+    places = tiles(height, width, tile, overlap)
+    tops, lefts = sorted({place.top for place in places}), sorted({place.left for place in places})
+    shape = window(tile, overlap)
+    held = np.zeros((0, width), dtype=np.float32)  # rows from the top of the present row of tiles, read so far
+    sums = np.zeros((tile, max(width, tile)))
+    for top, after in zip(tops, [*tops[1:], height], strict=True):
+        stop = min(top + tile, height)
+        held = np.concatenate([held, rows(top + len(held), stop)])
+        padded = pad(held, tile)
+        for first in range(0, len(lefts), batch):
+            part = lefts[first : first + batch]
+            answers = predict(np.stack([padded[:, left : left + tile] for left in part]))
+            for left, value in zip(part, answers, strict=True):
+                sums[:, left : left + tile] += shape / _weights(Tile(top, left), tops, lefts, shape) * value
+        done = after - top
+        yield top, sums[:done, :width].astype(np.float32)
+        held = held[done:]
+        sums[: tile - done], sums[tile - done :] = sums[done:].copy(), 0.0
+
+
+def _weights(place: Tile, tops: list[int], lefts: list[int], shape: np.ndarray) -> np.ndarray:
+    """Sum over one tile of all tiles' windows, added in raster order as `blend_weights` adds them."""
+    tile = len(shape)
+    total = np.zeros((tile, tile))
+    for down in (top - place.top for top in tops if abs(top - place.top) < tile):
+        for right in (left - place.left for left in lefts if abs(left - place.left) < tile):
+            total[max(down, 0) : tile + min(down, 0), max(right, 0) : tile + min(right, 0)] += shape[
+                max(-down, 0) : tile - max(down, 0), max(-right, 0) : tile - max(right, 0)
+            ]
+    return total

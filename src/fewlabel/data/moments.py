@@ -1,0 +1,117 @@
+"""Mean and spread of an image in one pass over its windows, and the standardised image without holding it.
+
+The moments of two parts are combined as in Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for
+computing sample variances" (1979): exact algebra on centred sums, so nothing cancels for a large mean.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from fewlabel.core.radiometry import FLAT
+from fewlabel.core.types import Image
+from fewlabel.data.windows import WindowReader
+
+ROWS, STRIPE = 256, 4096  # rows read at once; columns of them that are taken to float64 at once
+STEP = 64  # rows that are standardised at once
+
+Rows = Callable[[int, int], np.ndarray]
+"""Gives the rows `top` to `stop` (not included) of a one-channel image of whole width, float32 `(stop - top, W)`."""
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Statistics of a set of values.
+
+    Attributes:
+        count: Number of values.
+        mean: Their mean.
+        squares: Sum of squared differences from the mean.
+        largest: Largest magnitude.
+    """
+
+    count: int = 0
+    mean: float = 0.0
+    squares: float = 0.0
+    largest: float = 0.0
+
+    @classmethod
+    def of(cls, values: np.ndarray) -> "Moments":
+        """Moments of an array of any shape, at least one value, computed in float64."""
+        array = values.astype(np.float64)
+        mean = float(array.mean())
+        return cls(array.size, mean, float(np.square(array - mean).sum()), float(np.abs(array).max()))
+
+    def __add__(self, other: "Moments") -> "Moments":
+        """Moments of both sets together."""
+        count = self.count + other.count
+        if not count:
+            return self
+        step = other.mean - self.mean
+        return Moments(
+            count,
+            self.mean + step * other.count / count,
+            self.squares + other.squares + step**2 * self.count * other.count / count,
+            max(self.largest, other.largest),
+        )
+
+    @property
+    def deviation(self) -> float:
+        """Population standard deviation."""
+        return float(np.sqrt(self.squares / max(self.count, 1)))
+
+    def standardise(self, values: np.ndarray) -> np.ndarray:
+        """Subtract the mean and divide by the standard deviation, as `fewlabel.core.radiometry.standardise` does.
+
+        Args:
+            values: float array of any shape but (), a part of the set.
+
+        Returns:
+            float32 of the same shape; zeros for a set of one value, told by the same bound.
+        """
+        result = np.zeros(values.shape, dtype=np.float32)
+        if self.deviation > FLAT * self.largest:
+            for start in range(0, len(values), STEP):  # float64 for a few rows at a time
+                part = values[start : start + STEP].astype(np.float64)
+                result[start : start + STEP] = (part - self.mean) / self.deviation
+        return result
+
+
+def grey_rows(reader: WindowReader) -> Rows:
+    """The grey channel of an image by rows, in the file's units, as `fewlabel.core.types.Image.grey` makes it."""
+    width = reader.size[1]
+    return lambda top, stop: Image("rows", reader.read(top, 0, stop - top, width)).grey()
+
+
+def grey_moments(reader: WindowReader) -> Moments:
+    """Moments of the whole image's grey channel, in one pass.
+
+    Args:
+        reader: The image.
+
+    Returns:
+        The moments; memory stays that of `ROWS` rows, or of one row of the file's tiles or strips where that is more.
+    """
+    rows, (height, width) = grey_rows(reader), reader.size
+    step = -(-ROWS // reader.block) * reader.block
+    total = Moments()
+    for top in range(0, height, step):
+        band = rows(top, min(top + step, height))
+        for left in range(0, width, STRIPE):
+            total += Moments.of(band[:, left : left + STRIPE])
+    return total
+
+
+def standardised_rows(reader: WindowReader, moments: Moments) -> Rows:
+    """The standardised grey channel by rows: what `standardise(image.grey())` holds there, to float rounding.
+
+    Args:
+        reader: The image.
+        moments: Those of the whole image, as `grey_moments` gives them.
+
+    Returns:
+        Rows for `fewlabel.data.tiles.bands`.
+    """
+    rows = grey_rows(reader)
+    return lambda top, stop: moments.standardise(rows(top, stop))

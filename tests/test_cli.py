@@ -205,7 +205,8 @@ def test_a_folder_without_masks_is_told_what_is_missing(data: Path, call: Call) 
 def test_keep_going_says_where_the_rejected_are_even_when_there_are_none(data: Path, call: Call) -> None:
     out = data.parent / "out"
     result = call("check", data, "--keep-going", "--out", out)
-    assert f"written: {out / 'check.json'} and {out / 'rejected.csv'}" in result.stdout
+    assert f"written: {out / 'check.html'}, {out / 'check.json'} and {out / 'rejected.csv'}" in result.stdout
+    assert "format: sirst, because it holds" in result.stdout and (out / "check.html").is_file()
     assert (out / "rejected.csv").read_text() == "id,file,reason\n"
     before = sorted(data.rglob("*"))
     assert "nothing was written; --out FOLDER writes" in call("check", data, "--keep-going").stdout

@@ -5,13 +5,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from fewlabel.core.errors import RecipeError
+from fewlabel.core.radiometry import Radiometry
+from fewlabel.data.pixels import MAX_PIXELS
+from fewlabel.data.readers import FORMATS
 from fewlabel.scalpel.distill import TeachConfig
 from fewlabel.scalpel.teacher import TeacherConfig
 from fewlabel.scalpel.transfer import PseudoConfig
 from fewlabel.students import STUDENTS
+from fewlabel.students.detector.network import DETECTOR
+from fewlabel.students.detector.train import DetectorConfig
 from fewlabel.students.mean_teacher import MeanTeacherConfig
 from fewlabel.students.train import StudentConfig
 
@@ -20,8 +25,10 @@ Method = Baseline | Literal["fewlabel"]
 
 if TYPE_CHECKING:
     Network = str
+    Format = str
 else:  # one list of networks, that of the students; a type checker cannot read a Literal from a map
-    Network = Literal[tuple(STUDENTS)]
+    Network = Literal[(*STUDENTS, DETECTOR)]
+    Format = Literal[FORMATS]
 
 
 class Section(BaseModel):
@@ -33,25 +40,56 @@ class Section(BaseModel):
 class DataSection(Section):
     """Where the images are."""
 
-    format: Literal["sirst"] = Field("sirst", description="Layout of the folder: images/, masks/, img_idx/.")
-    root: Path = Field(description="The data set's folder; relative paths start at the recipe's folder.")
+    format: Format = Field("auto", description=f"Layout of the folder: {', '.join(FORMATS)}; auto recognises it.")
+    root: Path = Field(description="The data set's folder or file; relative paths start at the recipe's folder.")
+    unlabelled: Path | None = Field(
+        None, description="Further images or videos without labels, a folder or file; they join the training images."
+    )
+    radiometry: Radiometry = Field(
+        Radiometry(), description="How grey values become the input of networks; recorded in the exported model."
+    )
+    max_pixels: int = Field(MAX_PIXELS, ge=1, description="Largest height x width of an image that is decoded.")
 
 
 class SplitSection(Section):
     """How the training images are divided."""
 
     fraction: float | None = Field(
-        None, gt=0, le=1, description="Labelled share of the training images; null uses every mask there is."
+        None, gt=0, le=1, description="Labelled share of the training images; null uses every mask there is, or count."
     )
+    count: int | None = Field(None, ge=1, description="Number of labelled images, in place of a fraction.")
     seed: int = Field(0, ge=0, description="Seed of the choice; the same seed gives nested fractions.")
     validation_share: float = Field(0.2, ge=0, lt=1, description="Share of the labelled images held out for choices.")
+    groups: str | None = Field(
+        None,
+        min_length=1,
+        description="Images that stay in one part: null leaves each free; layout keeps sequences of the data set's"
+        " layout together; any other text is a regular expression whose first group in the image's name is the key.",
+    )
+    twins_together: bool = Field(False, description="Near duplicates that the check finds stay in one part.")
+
+    @model_validator(mode="after")
+    def _one_size(self) -> "SplitSection":
+        if self.fraction is not None and self.count is not None:
+            raise ValueError(f"fraction is {self.fraction} and count is {self.count}, but only one of them can be met")
+        return self
+
+
+def training_config(network: str | None) -> type[StudentConfig] | type[DetectorConfig]:
+    """The kind of training options that a network takes."""
+    return DetectorConfig if network == DETECTOR else StudentConfig
 
 
 class StudentSection(Section):
     """The network that ships and how it is trained; every compared method uses the same."""
 
-    network: Network = Field("acm", description=f"Architecture: {', '.join(STUDENTS)}.")
-    training: StudentConfig = Field(description="Steps, batch, learning rate and losses on labels and pseudo-labels.")
+    network: Network = Field(
+        "acm", description=f"Architecture: {', '.join(STUDENTS)} give masks, {DETECTOR} gives boxes."
+    )
+    training: StudentConfig | DetectorConfig = Field(
+        description="Steps, batch, crop, learning rate and, of networks that give masks, losses; on labels and"
+        " pseudo-labels."
+    )
     synthetic_steps: int = Field(0, ge=0, description="Steps on rendered infrared scenes before; 0 starts at random.")
     labelled_share: float = Field(
         0.5,
@@ -82,8 +120,23 @@ class StudentSection(Section):
         " images, without SAM; all-labels.",
     )
 
+    @field_validator("training", mode="before")
+    @classmethod
+    def _of_network(cls, value: Any, info: ValidationInfo) -> StudentConfig | DetectorConfig:
+        """Options of the kind that the network takes, so that a key of the other kind is an unknown one."""
+        return training_config(info.data.get("network")).model_validate(value)
+
     @model_validator(mode="after")
     def _consistent(self) -> "StudentSection":
+        if self.network == DETECTOR:
+            if self.online or "mean-teacher" in self.compare:
+                key = "online is true" if self.online else "compare holds mean-teacher"
+                raise ValueError(f"{key}, but {DETECTOR} gives boxes, and only students of masks learn online")
+            if self.soft_weight:
+                raise ValueError(
+                    f"soft_weight is {self.soft_weight:g}, but {DETECTOR} learns from boxes, which have no"
+                    " probabilities of pixels: it must be 0"
+                )
         if "synthetic-pretrained" in self.compare and not self.synthetic_steps:
             raise ValueError("compare holds synthetic-pretrained, which needs synthetic_steps above 0")
         if (self.online or "mean-teacher" in self.compare) and self.training.batch < 2:
@@ -110,6 +163,15 @@ class Recipe(Section):
     label: PseudoConfig
     student: StudentSection
     eval: EvalSection = EvalSection(matching="nearest")
+
+    @model_validator(mode="after")
+    def _share_of_labels(self) -> "Recipe":
+        if self.data.unlabelled is not None and self.split.fraction is not None:
+            raise ValueError(
+                "split.fraction is a share of training images that all have labels, but data.unlabelled adds some"
+                " that have none: give split.count instead, or leave both out to use every label"
+            )
+        return self
 
     @property
     def methods(self) -> tuple[Method, ...]:
@@ -145,8 +207,12 @@ def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
         apply_override(values, override)
     recipe = parse_recipe(values, str(path))
     # What is typed on the command line starts where it is typed, what is written in a file starts at the file.
-    typed = any(override.startswith("data.root=") for override in overrides)
-    recipe = with_root(recipe, (Path.cwd() if typed else path.parent) / recipe.data.root)
+    typed = {override.partition("=")[0] for override in overrides}
+    recipe = with_root(recipe, (Path.cwd() if "data.root" in typed else path.parent) / recipe.data.root)
+    if recipe.data.unlabelled is not None:
+        further = (Path.cwd() if "data.unlabelled" in typed else path.parent) / recipe.data.unlabelled
+        data = recipe.data.model_copy(update={"unlabelled": further.resolve()})
+        recipe = recipe.model_copy(update={"data": data})
     checkpoint = path.parent / recipe.teacher.sam
     if checkpoint.is_dir():
         teacher = recipe.teacher.model_copy(update={"sam": str(checkpoint.resolve())})
@@ -175,7 +241,7 @@ def parse_recipe(values: dict[str, Any], where: str) -> Recipe:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
-            known = ", ".join(_known_keys(first["loc"][:-1]))
+            known = ", ".join(_known_keys(first["loc"][:-1], values))
             raise RecipeError(f"Recipe {where}: key {key!r} does not exist; the keys there are {known}.") from None
         if first["type"] == "missing":
             raise RecipeError(f"Recipe {where}: key {key!r} is missing; add it.") from None
@@ -186,12 +252,14 @@ def parse_recipe(values: dict[str, Any], where: str) -> Recipe:
         raise RecipeError(f"Recipe {where}: {key!r}{got or ':'} {reason}; correct it.") from None
 
 
-def _known_keys(location: tuple[int | str, ...]) -> list[str]:
-    """Names of the fields at a place in the recipe."""
+def _known_keys(location: tuple[int | str, ...], values: dict[str, Any]) -> list[str]:
+    """Names of the fields at a place in the recipe with these values."""
     model: Any = Recipe
     for part in location:
         annotation = model.model_fields[str(part)].annotation
-        if isinstance(annotation, types.UnionType):
+        if annotation == StudentConfig | DetectorConfig:
+            annotation = training_config(values["student"].get("network"))
+        elif isinstance(annotation, types.UnionType):
             annotation = next(choice for choice in annotation.__args__ if choice is not type(None))
         model = annotation
     return sorted(model.model_fields)

@@ -1,6 +1,9 @@
 """Reading pixels: every kind of file keeps its values, every broken one is refused with a sentence."""
 
+import io
+import struct
 import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +12,10 @@ import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as Pillow
-from PIL import ImageFile
+from PIL import ImageFile, ImageOps
 
 from fewlabel.core.errors import DataError
-from fewlabel.data.pixels import read_image, read_mask
+from fewlabel.data.pixels import count_pages, read_image, read_label_map, read_mask, read_page
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (9, 13), dtype=np.uint8)
@@ -27,6 +30,19 @@ def refuses(path: Path, *words: str, read=read_image, **options) -> None:
     assert str(path) in sentence and "\n" not in sentence and sentence.endswith(".")
     for word in words:
         assert word in sentence
+
+
+def write_png(path: Path, values: np.ndarray, bits: int, header: tuple[int, int, int, int] | None = None) -> None:
+    """A grey PNG by hand, since Pillow writes none below 8 bits; ``header`` is width, height, bits and colour type."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    planes = (values[..., None] >> np.arange(bits)[::-1] & 1).reshape(len(values), -1).astype(np.uint8)
+    rows = np.packbits(planes, axis=1)
+    start = struct.pack(">IIBBBBB", *(header or (values.shape[1], values.shape[0], bits, 0)), 0, 0, 0)
+    data = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", start) + chunk(b"IDAT", data) + chunk(b"IEND", b""))
 
 
 def test_grey_png_keeps_values_type_and_place(tmp_path):
@@ -65,21 +81,9 @@ def test_one_bit_png(tmp_path):
 
 @pytest.mark.parametrize("bits", [2, 4])
 def test_grey_png_below_eight_bits_gives_stored_values(tmp_path, bits):
-    import struct
-    import zlib
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    per_byte = 8 // bits
-    values = np.arange(8 * per_byte * 2).reshape(2, -1) % 2**bits
-    shifts = np.arange(per_byte)[::-1] * bits
-    rows = (values.reshape(2, -1, per_byte) << shifts).sum(2).astype(np.uint8)
-    header = struct.pack(">IIBBBBB", values.shape[1], 2, bits, 0, 0, 0, 0)
-    data = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
-    path = tmp_path / "low.png"
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b""))
-    image = read_image(path)
+    values = np.arange(9 * 13).reshape(9, 13) % 2**bits
+    write_png(tmp_path / "low.png", values, bits)
+    image = read_image(tmp_path / "low.png")
     assert image.bit_depth == bits
     np.testing.assert_array_equal(image.pixels[0], values)
 
@@ -93,16 +97,8 @@ def test_sixteen_bit_png_is_kept_at_depth(tmp_path):
 
 
 def test_sixteen_bit_colour_png_is_refused_rather_than_squeezed(tmp_path):
-    import struct
-    import zlib
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    data = zlib.compress(b"\0" + bytes(6 * 3))
     path = tmp_path / "deep.png"
-    header = struct.pack(">IIBBBBB", 3, 1, 16, 2, 0, 0, 0)
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b""))
+    write_png(path, np.zeros((1, 18), np.uint8), 8, header=(3, 1, 16, 2))
     refuses(path, "16-bit", "TIFF")
 
 
@@ -126,6 +122,17 @@ def test_lzw_tiff_is_read(tmp_path):
     image = read_image(tmp_path / "a.tif")
     assert (image.dtype, image.bit_depth) == ("uint16", 16)
     np.testing.assert_array_equal(image.pixels[0], values)
+
+
+@pytest.mark.parametrize("predictor", [1, 2, 3])
+def test_float_tiff_with_predictor_is_read(tmp_path, predictor):
+    values = RNG.random((9, 13)).astype(np.float32)
+    picture, info = Pillow.fromarray(values), {317: predictor}
+    if predictor == 2:  # differences of integers
+        values = RNG.integers(0, 2**16, (9, 13)).astype(np.uint16)
+        picture = Pillow.fromarray(values)
+    picture.save(tmp_path / "a.tif", compression="tiff_adobe_deflate", tiffinfo=info)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.tif").pixels[0], values)
 
 
 @pytest.mark.parametrize("planar", ["contig", "separate"])
@@ -230,8 +237,8 @@ def test_values_that_are_no_numbers_are_refused(tmp_path, value):
 def test_tiff_with_pages_types_or_channels_that_do_not_fit(tmp_path):
     tifffile.imwrite(tmp_path / "pages.tif", np.zeros((5, 4, 4), np.uint8), photometric="minisblack")
     refuses(tmp_path / "pages.tif", "5 pages")
-    tifffile.imwrite(tmp_path / "double.tif", np.zeros((4, 4), np.float64))
-    refuses(tmp_path / "double.tif", "float64", "float32")
+    tifffile.imwrite(tmp_path / "waves.tif", np.zeros((4, 4), np.complex64))
+    refuses(tmp_path / "waves.tif", "complex64", "float32")
     tifffile.imwrite(
         tmp_path / "many.tif", np.zeros((4, 4, 6), np.uint8), photometric="minisblack", planarconfig="contig"
     )
@@ -288,3 +295,227 @@ def test_jpeg_ringing_is_no_target(tmp_path):
 def test_classes_beside_255_are_ambiguous(tmp_path):
     Pillow.fromarray(np.array([[0, 1, 255]], np.uint8)).save(tmp_path / "m.png")
     refuses(tmp_path / "m.png", "255", "ignore", read=read_mask)
+
+
+LABELS = {
+    "uint8": RNG.integers(0, 256, (9, 13)),
+    "uint16": RNG.integers(0, 2**16, (9, 13)),
+    "int16": RNG.integers(-9, 2**15, (9, 13)),
+    "int32": RNG.integers(-9, 2**31, (9, 13)),
+    "uint32": RNG.integers(0, 2**31, (9, 13)),
+}
+
+
+@pytest.mark.parametrize("kind", LABELS)
+@pytest.mark.parametrize("ending", ["tif", "npy"])
+def test_label_map_keeps_stored_integers(tmp_path, kind, ending):
+    labels, path = LABELS[kind].astype(kind), tmp_path / f"m.{ending}"
+    (tifffile.imwrite if ending == "tif" else np.save)(path, labels)
+    read = read_label_map(path)
+    assert read.dtype == np.int32 and read.flags.c_contiguous
+    np.testing.assert_array_equal(read, labels)
+    refuses(path, "9 x 13", read=read_label_map, max_pixels=116)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+@pytest.mark.parametrize("palette", [False, True])
+def test_label_map_of_few_bits(tmp_path, bits, palette):
+    labels = RNG.integers(0, 2**bits, (9, 13)).astype(np.uint8)
+    path = tmp_path / "m.png"
+    if palette:
+        picture = Pillow.fromarray(labels, "P")
+        picture.putpalette(RNG.integers(0, 256, 3 * 2**bits, dtype=np.uint8).tobytes())
+        picture.save(path, bits=bits)
+        colours = np.asarray(picture.convert("RGB"))
+        np.testing.assert_array_equal(read_image(path).pixels, colours.transpose(2, 0, 1))
+    else:
+        write_png(path, labels, bits)
+    np.testing.assert_array_equal(read_label_map(path), labels)
+
+
+def test_label_map_of_deep_and_indexed_files(tmp_path):
+    deep = RNG.integers(0, 2**16, (9, 13)).astype(np.uint16)
+    Pillow.fromarray(deep).save(tmp_path / "deep.png")
+    np.testing.assert_array_equal(read_label_map(tmp_path / "deep.png"), deep)
+    indexed = Pillow.fromarray(GREY, "P")
+    indexed.putpalette(RNG.integers(0, 256, 768, dtype=np.uint8).tobytes())
+    for name in ("m.tif", "m.bmp"):
+        indexed.save(tmp_path / name)
+        np.testing.assert_array_equal(read_label_map(tmp_path / name), GREY)
+    indexed.save(tmp_path / "m.png", transparency=3)
+    np.testing.assert_array_equal(read_label_map(tmp_path / "m.png"), GREY)
+    np.save(tmp_path / "m.npy", GREY.astype(np.int64))
+    np.testing.assert_array_equal(read_label_map(tmp_path / "m.npy"), GREY)
+
+
+def test_label_map_of_colours_floats_jpeg_or_huge_numbers_is_refused(tmp_path):
+    Pillow.fromarray(COLOUR).save(tmp_path / "rgb.png")
+    refuses(tmp_path / "rgb.png", "3 channels", "grey or palette PNG", read=read_label_map)
+    Pillow.fromarray(GREY).save(tmp_path / "m.jpg")
+    refuses(tmp_path / "m.jpg", "JPEG", "PNG", read=read_label_map)
+    Pillow.fromarray(GREY).save(tmp_path / "jpeg.tif", compression="jpeg")
+    refuses(tmp_path / "jpeg.tif", "JPEG", read=read_label_map)
+    tifffile.imwrite(tmp_path / "m.tif", GREY.astype(np.float32))
+    refuses(tmp_path / "m.tif", "float32", "integers", read=read_label_map)
+    np.save(tmp_path / "m.npy", np.array([[0, 2**31]]))
+    refuses(tmp_path / "m.npy", "2147483648", read=read_label_map)
+
+
+def write_packed_tiff(path: Path, values: np.ndarray, bits: int, order: str = "<") -> None:
+    """An uncompressed grey TIFF by hand, samples of any number of bits without gaps, rows starting on bytes."""
+    planes = (values[..., None] >> np.arange(bits)[::-1] & 1).reshape(len(values), -1).astype(np.uint8)
+    data = np.packbits(planes, axis=1).tobytes()
+    height, width = values.shape
+    tags = [(256, width), (257, height), (258, bits), (259, 1), (262, 1), (273, 8), (277, 1), (278, height)]
+    tags.append((279, len(data)))
+    data += bytes(len(data) % 2)
+    start = {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(f"{order}I", 8 + len(data))
+    entries = b"".join(struct.pack(f"{order}HHII", tag, 4, 1, value) for tag, value in tags)
+    path.write_bytes(start + data + struct.pack(f"{order}H", len(tags)) + entries + bytes(4))
+
+
+@pytest.mark.parametrize(("bits", "order"), [(1, "<"), (2, ">"), (4, "<"), (8, ">"), (12, "<")])
+def test_packed_tiff_gives_stored_values(tmp_path, bits, order):
+    values = RNG.integers(0, 2**bits, (9, 13))
+    write_packed_tiff(tmp_path / "a.tif", values, bits, order)
+    image = read_image(tmp_path / "a.tif")
+    assert image.bit_depth == bits
+    np.testing.assert_array_equal(image.pixels[0], values)
+    np.testing.assert_array_equal(read_label_map(tmp_path / "a.tif"), values)
+
+
+@pytest.mark.parametrize(("bits", "order"), [(12, ">"), (10, "<"), (14, "<"), (14, ">")])
+def test_packed_tiff_that_no_decoder_here_unpacks_is_named(tmp_path, bits, order):
+    write_packed_tiff(tmp_path / "a.tif", RNG.integers(0, 2**bits, (9, 13)), bits, order)
+    refuses(tmp_path / "a.tif", f"packs samples of {bits} bits", "16 bits per sample")
+
+
+def test_wide_tiff_keeps_what_float32_keeps(tmp_path):
+    kelvin = 290 + RNG.random((9, 13))
+    tifffile.imwrite(tmp_path / "t.tif", kelvin)
+    image = read_image(tmp_path / "t.tif")
+    assert (image.dtype, image.bit_depth) == ("float64", 64)
+    np.testing.assert_array_equal(image.pixels[0], kelvin.astype(np.float32))
+    tifffile.imwrite(tmp_path / "i.tif", np.array([[-(2**24), 2**24]], np.int32))
+    assert read_image(tmp_path / "i.tif").pixels.tolist() == [[[-(2**24), 2**24]]]
+    tifffile.imwrite(tmp_path / "j.tif", np.array([[-(2**24) - 1, 0]], np.int32))
+    refuses(tmp_path / "j.tif", "16777217", "float32")
+    tifffile.imwrite(tmp_path / "k.tif", np.array([[1e300, 0]]))
+    refuses(tmp_path / "k.tif", "1 NaN or infinite")
+
+
+def save_turned(path: Path, orientation: int, values: np.ndarray) -> None:
+    """Save values as stored, with the tag of an orientation."""
+    if path.name.startswith("plain"):
+        tifffile.imwrite(path, values, extratags=[(274, "H", 1, orientation, True)])
+        return
+    exif = Pillow.Exif()
+    exif[274] = orientation
+    options = {"lzw.tif": {"compression": "tiff_lzw"}, "a.jpg": {"quality": 100}}.get(path.name, {})
+    picture = Pillow.fromarray(values)
+    if path.name.startswith("palette") and picture.mode == "L":
+        picture.putpalette(np.repeat(np.arange(256), 3).astype(np.uint8).tobytes())
+    if orientation in range(1, 9) or path.suffix != ".tif":
+        picture.save(path, exif=exif, **options)
+    else:  # Pillow writes only sensible tags into a TIFF
+        picture.save(path, tiffinfo={274: orientation})
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "lzw.tif", "palette.tif", "plain.tif"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_orientation_is_that_of_the_display(tmp_path, orientation, name, channels):
+    path = tmp_path / name
+    save_turned(path, orientation, GREY if channels == 1 else COLOUR)
+    with Pillow.open(io.BytesIO(path.read_bytes())) as opened:  # by name Pillow would turn plain grey TIFFs wrongly
+        shown = np.asarray(ImageOps.exif_transpose(opened))
+    image = read_image(path)
+    assert image.size == shown.shape[:2] == ((9, 13) if orientation < 5 else (13, 9))
+    planes = np.atleast_3d(shown).transpose(2, 0, 1)
+    np.testing.assert_array_equal(image.pixels, np.broadcast_to(planes, image.pixels.shape))  # a palette has 3 channels
+
+
+@pytest.mark.parametrize("orientation", [0, 2, 6, 9, 65535])
+@pytest.mark.parametrize("name", ["m.png", "palette.tif", "lzw.tif", "plain.tif"])
+def test_masks_and_label_maps_turn_like_images_and_senseless_tags_do_not(tmp_path, orientation, name):
+    path = tmp_path / name
+    save_turned(path, orientation, (MASK * 3).astype(np.uint8))
+    shown = {2: MASK[:, ::-1], 6: np.rot90(MASK, -1)}.get(orientation, MASK)
+    np.testing.assert_array_equal(read_mask(path), shown)
+    np.testing.assert_array_equal(read_label_map(path), 3 * shown)
+
+
+@pytest.mark.parametrize("block", [b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\x7f", b"Exif\0\0nonsense" * 9])
+@pytest.mark.parametrize("name", ["a.jpg", "a.png"])
+def test_damaged_exif_does_not_cost_the_image(tmp_path, block, name):
+    Pillow.fromarray(GREY).save(tmp_path / name, exif=block)
+    assert read_image(tmp_path / name).size == (9, 13)
+
+
+@pytest.mark.parametrize("compression", [None, "tiff_lzw"])
+def test_pages_of_a_tiff_are_addressed(tmp_path, compression):
+    path = tmp_path / "film.tif"
+    frames = RNG.integers(0, 2**14, (5, 9, 13)).astype(np.uint16)
+    if compression:
+        first, *others = map(Pillow.fromarray, frames)
+        first.save(path, save_all=True, append_images=others, compression=compression)
+    else:
+        tifffile.imwrite(path, frames, photometric="minisblack")
+    assert count_pages(path) == 5
+    for page in (3, 0, 4):
+        image = read_page(path, page)
+        assert (image.id, image.dtype, image.path) == (f"film__{page:06d}", "uint16", path)
+        np.testing.assert_array_equal(image.pixels[0], frames[page])
+    assert read_page(path, 1, "x").id == "x"
+    refuses(path, "5 pages", "format video")
+    for page in (5, -1):
+        refuses(path, "5 pages", f"no page {page}", read=lambda path, page=page: read_page(path, page))
+    refuses(path, "9 x 13", read=lambda path: read_page(path, 2, max_pixels=116))
+
+
+def test_pages_of_other_files(tmp_path):
+    Pillow.fromarray(GREY).save(tmp_path / "a.png")
+    assert count_pages(tmp_path / "a.png") == 1
+    np.testing.assert_array_equal(read_page(tmp_path / "a.png", 0).pixels[0], GREY)
+    refuses(tmp_path / "a.png", "no page 1", read=lambda path: read_page(path, 1))
+    refuses(tmp_path / "none.tif", "does not exist", read=count_pages)
+    (tmp_path / "cut.tif").write_bytes(b"II*\0\x08\0")
+    refuses(tmp_path / "cut.tif", "damaged", read=count_pages)
+
+
+@pytest.mark.parametrize("kind", ["bool", "uint8", ">u2", "int32", "float16", "float64"])
+@pytest.mark.parametrize("shape", [(9, 13), (9, 13, 1), (9, 13, 3), (1, 9, 13), (3, 9, 13)])
+def test_npy_image(tmp_path, kind, shape):
+    values = (RNG.random(shape) * 200).astype(kind)
+    np.save(tmp_path / "a.npy", np.asfortranarray(values) if kind == "float64" else values)
+    image = read_image(tmp_path / "a.npy")
+    planes = values[None] if values.ndim == 2 else values if shape[0] < 4 else values.transpose(2, 0, 1)
+    assert image.dtype == ("uint8" if kind == "bool" else values.dtype.name)
+    assert image.bit_depth == (1 if kind == "bool" else 8 * values.dtype.itemsize)
+    np.testing.assert_array_equal(image.pixels, planes.astype(np.float32))
+
+
+def test_npy_stack_is_read_by_page(tmp_path):
+    frames, path = RNG.integers(0, 2**14, (5, 9, 13)).astype(np.uint16), tmp_path / "film.npy"
+    np.save(path, frames)
+    assert count_pages(path) == 5
+    for page in (4, 0):
+        np.testing.assert_array_equal(read_page(path, page).pixels, frames[page][None])
+    refuses(path, "no page 5", read=lambda path: read_page(path, 5))
+    refuses(path, "no page -1", read=lambda path: read_page(path, -1))
+    refuses(path, "(5, 9, 13)", "format video")
+    np.save(path, frames[:3])
+    assert count_pages(path) == 1
+    np.testing.assert_array_equal(read_page(path, 0).pixels, read_image(path).pixels)
+
+
+def test_npy_of_unclear_shape_or_type_is_refused(tmp_path):
+    for shape in ((3, 9, 3), (1, 5, 3), (5, 9, 13), (9,), (1, 3, 9, 13)):
+        np.save(tmp_path / "a.npy", np.zeros(shape))
+        refuses(tmp_path / "a.npy", str(shape), "1 or 3 channels")
+    np.save(tmp_path / "a.npy", np.zeros((9, 13), np.complex64))
+    refuses(tmp_path / "a.npy", "no plain numbers")
+    np.save(tmp_path / "a.npy", np.full((9, 13), np.nan))
+    refuses(tmp_path / "a.npy", "117 NaN")
+    np.save(tmp_path / "a.npy", np.zeros((100, 100), np.uint8))
+    refuses(tmp_path / "a.npy", "100 x 100", max_pixels=9999)

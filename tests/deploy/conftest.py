@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fewlabel.deploy.export import export_student
+from fewlabel.students.detector.network import Detector
 
 MULTIPLE = 8
 
@@ -35,6 +36,29 @@ class SpotNet(nn.Module):
         return self.head(torch.cat([near, far], dim=1))[..., :height, :width]
 
 
+FRAME, QUERIES = 48, 6
+
+
+class SpotDetector(Detector):
+    """A detector without learning: 3 x 3 boxes at the brightest peaks of the same difference of means."""
+
+    def __init__(self) -> None:
+        nn.Module.__init__(self)
+        self.frame = FRAME
+        self.head = nn.Linear(1, 1)
+        with torch.no_grad():
+            self.head.weight.fill_(4.0)
+            self.head.bias.fill_(-6.0)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        near, far = (F.avg_pool2d(F.pad(images, [k // 2] * 4, mode="replicate"), k, 1) for k in (3, 15))
+        height = near - far
+        peaks = torch.where(height >= F.max_pool2d(height, 5, 1, 2), height, -10.0)
+        values, places = peaks.flatten(1).topk(QUERIES)
+        centres = torch.stack([places % FRAME, places // FRAME], -1).float() + 0.5
+        return torch.cat([centres - 1.5, centres + 1.5], -1), self.head(values[..., None])[..., 0]
+
+
 def scene(height: int, width: int, spots: list[tuple[int, int]], seed: int = 0) -> np.ndarray:
     """A noisy sloped background in 0..1 with a bright 3 x 3 spot at each (row, column), float64 (H, W)."""
     rng = np.random.default_rng(seed)
@@ -53,6 +77,18 @@ def spot_net() -> SpotNet:
 def spot_onnx(spot_net: SpotNet, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("model") / "spot.onnx"
     return export_student(spot_net, path, name="spot", metadata={"threshold": 0.6, "run": "test"})
+
+
+@pytest.fixture(scope="session")
+def spot_detector() -> SpotDetector:
+    return SpotDetector().eval()
+
+
+@pytest.fixture(scope="session")
+def boxes_onnx(spot_detector: SpotDetector, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model") / "boxes.onnx"
+    metadata = {"student": "dfine", "threshold": 0.6, "run": "test"}
+    return export_student(spot_detector, path, name="spots", metadata=metadata)
 
 
 @pytest.fixture(scope="session")

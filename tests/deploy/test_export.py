@@ -1,6 +1,7 @@
 """Exported students run at sizes they were not exported with, and carry what prediction needs."""
 
 import copy
+import json
 
 import numpy as np
 import onnx
@@ -10,7 +11,7 @@ from torch import nn
 
 from fewlabel.core.errors import ExportError, ModelError
 from fewlabel.deploy.export import OPSET, export_student
-from fewlabel.deploy.runtime import PREPROCESSING, OnnxStudent
+from fewlabel.deploy.runtime import PREPROCESSING, OnnxStudent, detector_preprocessing
 from fewlabel.deploy.verify import RELATIVE
 from fewlabel.students import create
 from fewlabel.training.checkpoint import weights_sha256
@@ -80,3 +81,45 @@ def test_a_network_bound_to_one_size_is_refused(tmp_path):
 def test_metadata_without_sense_is_refused(spot_net, tmp_path, metadata, words):
     with pytest.raises(ModelError, match=words):
         export_student(spot_net, tmp_path / "m.onnx", name="spot", metadata=metadata)
+
+
+def test_a_detector_says_what_it_is(boxes_onnx, spot_detector):
+    proto = onnx.load(boxes_onnx)
+    axes = {
+        value.name: [axis.dim_param or axis.dim_value for axis in value.type.tensor_type.shape.dim]
+        for value in (*proto.graph.input, *proto.graph.output)
+    }
+    assert axes == {"image": ["batch", 1, 48, 48], "boxes": ["batch", 6, 4], "logits": ["batch", 6]}
+    properties = {entry.key: json.loads(entry.value) for entry in proto.metadata_props}
+    assert (properties["fewlabel.task"], properties["fewlabel.frame"]) == ("detection", 48)
+    assert "within 4.5 pixels" in properties["fewlabel.postprocessing"]["inner borders"]
+    info = OnnxStudent(boxes_onnx).info
+    assert (info.name, info.student, info.threshold, info.frame) == ("spots", "dfine", 0.6, 48)
+    assert info.preprocessing == detector_preprocessing(48) and info.extra == {"run": "test"}
+    assert info.weights_sha256 == weights_sha256(spot_detector)
+
+
+def test_masks_have_no_entries_of_detectors(spot_onnx):
+    keys = {entry.key for entry in onnx.load(spot_onnx).metadata_props}
+    assert {f"fewlabel.{key}" for key in ("task", "frame", "postprocessing")}.isdisjoint(keys)
+    assert OnnxStudent(spot_onnx).info.frame is None
+
+
+def test_detectors_of_equal_weights_give_equal_bytes_without_paths(boxes_onnx, spot_detector, tmp_path):
+    metadata = {"student": "dfine", "threshold": 0.6, "run": "test"}
+    again = export_student(copy.deepcopy(spot_detector).train(), tmp_path / "b.onnx", name="spots", metadata=metadata)
+    content = again.read_bytes()
+    assert content == boxes_onnx.read_bytes()
+    for trace in (b".py", b"stack_trace", str(boxes_onnx.parent).encode()):
+        assert trace not in content
+
+
+def test_a_detector_takes_any_number_of_frames(boxes_onnx, spot_detector):
+    student = OnnxStudent(boxes_onnx)
+    for batch in (1, 2, 5):
+        frames = torch.randn(batch, 1, 48, 48, generator=torch.Generator().manual_seed(batch))
+        with torch.no_grad():
+            boxes, logits = spot_detector(frames)
+        got_boxes, got_scores = student.candidates(frames.numpy())
+        np.testing.assert_allclose(got_boxes, boxes.numpy(), atol=1e-4)
+        np.testing.assert_allclose(got_scores, torch.sigmoid(logits).numpy(), atol=1e-5)

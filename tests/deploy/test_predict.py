@@ -10,11 +10,14 @@ import torch
 from PIL import Image as Picture
 from pycocotools.coco import COCO
 
-from fewlabel.core.errors import DataError
+from fewlabel.core.errors import DataError, ModelError
 from fewlabel.core.masks import components
 from fewlabel.core.radiometry import standardise
+from fewlabel.core.types import Image
 from fewlabel.data.pixels import read_image, read_mask
-from fewlabel.deploy.predict import find_images, predict_folder
+from fewlabel.deploy.overlay import COLOUR
+from fewlabel.deploy.predict import find_images, predict_boxes, predict_folder
+from fewlabel.deploy.runtime import OnnxStudent
 
 SPOTS = {
     "eight": ((70, 93), [(20, 30), (50, 60)]),
@@ -171,3 +174,42 @@ def test_gain_and_offset_do_not_matter(spot_onnx, make_scene, tmp_path):
     predict_folder(spot_onnx, tmp_path / "images", tmp_path / "out")
     low, high = (read_mask(tmp_path / "out" / "masks" / f"{name}.png") for name in ("low", "high"))
     assert low.any() and np.array_equal(low, high)
+
+
+def test_a_detector_writes_boxes_and_no_masks(folder, boxes_onnx, tmp_path):
+    out = tmp_path / "out"
+    summary = predict_folder(boxes_onnx, folder, out)
+    assert (summary.images, summary.targets) == (4, 4)
+    assert sorted(path.name for path in out.iterdir()) == ["overlays", "predictions.json"]
+    coco = COCO(str(out / "predictions.json"))
+    assert coco.dataset["info"]["threshold"] == 0.6
+    for record in coco.dataset["images"]:
+        size, spots = SPOTS[record["name"]]
+        annotations = coco.loadAnns(coco.getAnnIds(imgIds=record["id"]))
+        boxes = sorted(annotation["bbox"] for annotation in annotations)
+        assert boxes == sorted([column - 1, row - 1, 3, 3] for row, column in spots)
+        assert all("segmentation" not in annotation and annotation["area"] == 9 for annotation in annotations)
+        assert all(0.6 < annotation["score"] <= 1 for annotation in annotations)
+        with Picture.open(out / "overlays" / f"{record['name']}.png") as picture:
+            shown = np.asarray(picture)
+        assert shown.shape == (*size, 3)
+        red = (shown == COLOUR).all(2)
+        expected = np.zeros(size, bool)
+        for row, column in spots:
+            expected[row - 3 : row + 4, column - 3 : column + 4] = True
+            expected[row - 2 : row + 3, column - 2 : column + 3] = False
+        np.testing.assert_array_equal(red, expected)
+    results = coco.loadRes([{**entry} for entry in coco.dataset["annotations"]])
+    assert len(results.dataset["annotations"]) == 4
+
+
+def test_masks_of_an_earlier_prediction_go_when_boxes_come(folder, spot_onnx, boxes_onnx, tmp_path):
+    predict_folder(spot_onnx, folder, tmp_path / "out")
+    predict_folder(boxes_onnx, folder, tmp_path / "out")
+    assert not (tmp_path / "out" / "masks").exists()
+
+
+def test_boxes_need_a_detector(spot_onnx, make_scene):
+    image = Image("one", make_scene(40, 40, [(9, 9)])[None].astype(np.float32))
+    with pytest.raises(ModelError, match="gives masks, expected a detector"):
+        predict_boxes(OnnxStudent(spot_onnx), image)

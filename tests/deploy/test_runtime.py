@@ -11,6 +11,8 @@ from fewlabel.core.errors import ModelError
 from fewlabel.core.radiometry import FLAT, standardise
 from fewlabel.deploy.runtime import PREPROCESSING, OnnxStudent, sigmoid
 
+FRAME_KEY = "fewlabel.frame"
+
 
 def rewritten(path, out, change):
     """A copy of an ONNX file whose metadata `change` has edited."""
@@ -75,3 +77,22 @@ def test_wrong_input(spot_onnx, images):
 def test_sigmoid_equals_torch():
     values = np.array([-1e4, -90.0, -3.0, 0.0, 0.5, 20.0, 1e4], np.float32)
     np.testing.assert_allclose(sigmoid(values), torch.sigmoid(torch.from_numpy(values)).numpy(), atol=1e-7)
+
+
+def test_detectors_and_masks_are_told_apart(spot_onnx, boxes_onnx, tmp_path):
+    with pytest.raises(ModelError, match="is a detector, expected a model that gives masks"):
+        OnnxStudent(boxes_onnx).logits(np.zeros((1, 1, 48, 48), np.float32))
+    with pytest.raises(ModelError, match="gives masks, expected a detector"):
+        OnnxStudent(spot_onnx).candidates(np.zeros((1, 1, 48, 48), np.float32))
+    for value in ("0", '"wide"', "null"):
+        path = rewritten(boxes_onnx, tmp_path / "m.onnx", lambda found, value=value: found.update({FRAME_KEY: value}))
+        with pytest.raises(ModelError, match="frames of 'spots' are 0|does not hold fewlabel's metadata"):
+            OnnxStudent(path)
+
+
+@pytest.mark.parametrize(
+    "frames", [np.zeros((1, 1, 48, 32), np.float32), np.zeros((1, 48, 48), np.float32), np.zeros((1, 1, 48, 48))]
+)
+def test_frames_of_another_kind(boxes_onnx, frames):
+    with pytest.raises(ModelError, match=r"expected float32 \(batch, 1, 48, 48\)"):
+        OnnxStudent(boxes_onnx).candidates(frames)

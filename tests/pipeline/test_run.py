@@ -166,13 +166,23 @@ def test_a_refusal_says_what_differs_where_that_is_known(tmp_path: Path) -> None
 
 def test_changed_data_are_noticed(finished: Run, scenes: Path) -> None:
     image = next((scenes / "images").iterdir())
-    before = image.stat()
+    before, content = image.stat(), image.read_bytes()
+    files = {path: path.stat().st_mtime_ns for path in finished.path.rglob("*") if path.name != "data-files.json"}
     os.utime(image, ns=(before.st_atime_ns, before.st_mtime_ns + 1_000_000))
+    Run(finished.recipe, finished.path).execute()  # a touched file is no other file
     try:
-        with pytest.raises(RunError, match="Stage 'check'"):
+        image.write_bytes(content + b" ")
+        with pytest.raises(RunError, match=rf"made from: 1 file was changed \(images/{image.name}\); restore them"):
+            Run(finished.recipe, finished.path).execute()
+        image.rename(image.with_suffix(".gone"))
+        with pytest.raises(RunError, match=r"1 file was added .*, 1 file was removed \(images/"):
             Run(finished.recipe, finished.path).execute()
     finally:
+        image.with_suffix(".gone").unlink(missing_ok=True)
+        image.write_bytes(content)
         os.utime(image, ns=(before.st_atime_ns, before.st_mtime_ns))
+    Run(finished.recipe, finished.path).execute()
+    assert {path: path.stat().st_mtime_ns for path in files} == files
 
 
 def test_export_and_predict(finished: Run, scenes: Path, tmp_path: Path) -> None:

@@ -132,3 +132,15 @@ def test_every_text_is_escaped(read_page: Callable[[str], Any], example: Example
 def test_labels_of_another_size_are_refused(example: Example) -> None:
     with pytest.raises(RunError, match=r"'Misc_18' are drawn on \(3, 3\)"):
         ExplainedImage(example, "x", True, (), np.zeros((3, 3), np.int32))
+
+
+def test_a_students_boxes_keep_their_scores_beside_the_proposals(
+    read_page: Callable[[str], Any], example: Example
+) -> None:
+    boxes = np.array([[10.0, 20.0, 15.5, 26.0]], np.float32)
+    shown = replace(example, student=None, boxes=boxes, box_scores=np.array([0.625], np.float32))
+    page = read_page(build(replace(explanation(explained(shown)), boxes=True)))
+    paths = [found for tag, found in page.tags if tag == "path"]
+    assert [found["d"] for found in paths if found.get("class") == "mark found"][0] == "M10.0 20.0H15.5V26.0H10.0Z"
+    assert any(found.get("class") == "mark accepted" for found in paths)
+    assert "0.62" in page.text and "the student's box with its score" in page.text

@@ -218,3 +218,34 @@ def test_router_weights_of_another_length_are_refused() -> None:
 
 def test_numbers_that_are_not_measured_are_dashes() -> None:
     assert [number(value) for value in (None, float("nan"), float("inf"), 1234.56)] == ["–", "–", "–", "1,234.6"]
+
+
+def test_a_report_of_boxes_has_their_scores(
+    read_page: Callable[[str], Any], report_data: ReportData, example_maker: Callable[..., Example]
+) -> None:
+    def row(method: str, ap50: float) -> ScoreRow:
+        return ScoreRow.from_scores(method, {"AP50": ap50, "AP": 21.5, "AR50": 81.0, "recall": 66.0, "precision": None})
+
+    shown = example_maker(0, (50, 60))
+    boxes = np.array([[3.0, 4.0, 9.0, 9.0]], np.float32)
+    shown = replace(shown, student=None, boxes=boxes, box_scores=np.array([0.875], np.float32))
+    data = replace(
+        report_data,
+        student="dfine",
+        boxes=True,
+        scores=(row("labels-only", 50.0), row("fewlabel", 57.5)),
+        pseudo_labels=PseudoLabels(9, 6, 3, 1, {}, {"IoU": 58.3, "AP50": 44.25}),
+        examples=[shown],
+    )
+    html = build(data)
+    page = read_page(html)
+    text = " ".join(page.text.split())
+    assert "beat training on the labels only by 7.5 points of AP50" in text and "AP50 on 214 test images" in text
+    assert "AP50 gain" in text and "IoU gain" not in text and "Pd against Fa" not in text
+    heads = re.findall(r'<th scope="col">([A-Za-z0-9]+) <b', html)
+    assert heads == ["AP50", "AP", "AR50", "precision", "recall"]
+    assert "44.2" in text and "58.3" in text, "pseudo-labels have both kinds of scores"
+    assert "None" not in text and "nan" not in text.split()
+    marks = [found for tag, found in page.tags if tag == "path" and found.get("class") == "mark found"]
+    assert marks and marks[0]["d"] == "M3.0 4.0H9.0V9.0H3.0Z"
+    assert "0.88" in text and "the student's box with its score" in text

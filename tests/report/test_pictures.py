@@ -13,6 +13,8 @@ from fewlabel.report.contents import Example
 from fewlabel.report.pictures import (
     GREYS,
     MAP_LEVELS,
+    Window,
+    box_path,
     find_window,
     grey_levels,
     grey_palette,
@@ -126,6 +128,52 @@ def test_the_window_is_a_square_inside_the_image(height: int, width: int, data: 
     assert 0 < window.size <= min(height, width, 96)
     assert 0 <= window.top <= height - window.size and 0 <= window.left <= width - window.size
     assert window.cut(truth).any()
+
+
+def boxed(shape: tuple[int, int], boxes: list[tuple[float, float, float, float]], **parts: np.ndarray) -> Example:
+    scores = np.linspace(0.9, 0.7, len(boxes), dtype=np.float32)
+    return plain(shape, boxes=np.array(boxes, np.float32).reshape(-1, 4), box_scores=scores, **parts)
+
+
+def test_boxes_are_drawn_on_the_image_beside_the_true_ones(decode_png: Callable[[str], np.ndarray]) -> None:
+    shape = (100, 120)
+    truth = spot(shape, 10, 20, 4) | spot(shape, 80, 90)
+    example = boxed(shape, [(19.5, 10.25, 24, 14), (60, 60, 70, 70)], truth=truth)
+    window, drawn = panels(example)
+    assert [panel.title for panel in drawn] == ["image", "student"]
+    panel = drawn[1]
+    np.testing.assert_array_equal(decode_png(panel.whole), decode_png(drawn[0].whole))
+    assert panel.whole_truth == "M20.0 10.0H24.0V14.0H20.0ZM90.0 80.0H92.0V82.0H90.0Z"
+    assert window.cut(truth).sum() == 4, "the target without a box is the one to look at"
+    assert panel.truth == box_path(np.array([[90, 80, 92, 82]]), window) != ""
+    assert [(mark.verdict, mark.number, mark.x, mark.y) for mark in panel.marks] == [
+        ("found", "0.90", 24, 10),
+        ("found", "0.70", 70, 60),
+    ]
+    assert panel.marks[0].whole == "M19.5 10.2H24.0V14.0H19.5Z" and panel.marks[0].zoom == ""
+    assert panels(boxed(shape, []))[1][1].marks == ()
+    assert panels(boxed(shape, [(1, 1, 4, 4)]))[1][1].whole_truth == "", "the truth is unknown"
+
+
+@given(st.tuples(*[st.integers(0, 30)] * 4), st.integers(0, 20), st.integers(0, 20), st.integers(1, 20))
+def test_a_box_is_drawn_in_a_window_where_they_share_a_pixel(
+    corners: tuple[int, ...], top: int, left: int, size: int
+) -> None:
+    (x0, x1), (y0, y1) = sorted(corners[:2]), sorted(corners[2:])
+    x1, y1 = x1 + 1, y1 + 1
+    mask = np.zeros((60, 60), bool)
+    mask[y0:y1, x0:x1] = True
+    window = Window(top, left, size)
+    drawn = box_path(np.array([[x0, y0, x1, y1]]), window)
+    assert bool(drawn) == bool(window.cut(mask).any())
+    if drawn:
+        found = [float(value) for value in re.findall(r"-?\d+\.\d", drawn)]
+        assert found == [x0 - left, y0 - top, x1 - left, y1 - top, x0 - left]
+
+
+def test_boxes_without_scores_are_refused() -> None:
+    with pytest.raises(RunError, match="'x'.*2 boxes and None scores"):
+        plain(boxes=np.zeros((2, 4), np.float32))
 
 
 def test_panels_follow_what_the_example_holds(

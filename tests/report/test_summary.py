@@ -52,7 +52,7 @@ def test_the_gap_to_all_labels_and_stronger_baselines_are_named() -> None:
     text = " ".join(verdict.details)
     assert "50\u00a0% of the way" in text
     assert "Higher than fewlabel: Teacher (SAM + adapter) (59.0" in text
-    assert [round(other.iou, 6) for other in verdict.differences] == [5.0, -4.0, -5.0]
+    assert [round(other.gain, 6) for other in verdict.differences] == [5.0, -4.0, -5.0]
     assert "also reached" in " ".join(
         judge([row("labels-only", 50), row("fewlabel", 61), row("all-labels", 60)]).details
     )
@@ -71,6 +71,25 @@ def test_without_both_scores_nothing_is_claimed(rows: list[ScoreRow]) -> None:
     verdict = judge(rows)
     assert verdict.tone == "unknown"
     assert "beat" not in verdict.headline
+
+
+def boxes(method: str, ap50: float, **others: float) -> ScoreRow:
+    """A row of a student that gives boxes."""
+    return ScoreRow(method, {"AP50": ap50, "AP": 20.0, "recall": 70.0, "precision": 70.0, **others})
+
+
+def test_students_that_give_boxes_are_compared_by_ap50() -> None:
+    rows = [boxes("labels-only", 50.0), boxes("fewlabel", 55.0, precision=61.5), boxes("all-labels", 60.0)]
+    verdict = judge(rows)
+    assert (verdict.tone, verdict.metric, verdict.value) == ("better", "AP50", 55.0)
+    assert "by 5.0 points of AP50 (55.0\u00a0% against 50.0\u00a0%)" in verdict.headline
+    text = " ".join(verdict.details)
+    assert (
+        "Not everything improved: precision fell from 70.0 to 61.5\u00a0%." in text and "50\u00a0% of the way" in text
+    )
+    assert [round(other.gain, 6) for other in verdict.differences] == [5.0, -5.0]
+    assert "reached an AP50 of 55.0" in judge(rows[1:2]).headline
+    assert judge([row("labels-only", 50.0), row("fewlabel", 55.0)]).metric == "IoU"
 
 
 def test_only_the_embedded_sam_is_called_nano_sam() -> None:

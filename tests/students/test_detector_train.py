@@ -6,7 +6,7 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from fewlabel.core.errors import RunError
+from fewlabel.core.errors import DataError, RunError
 from fewlabel.core.masks import component_boxes, components
 from fewlabel.data.augment import AugmentConfig, Patch, crop_batch
 from fewlabel.data.pool import Draw, patch_of_scene
@@ -18,7 +18,7 @@ from fewlabel.students.detector.predict import detect
 from fewlabel.students.detector.train import DetectorConfig, step_loss_on, train_detector
 
 FRAME = 48
-CONFIG = DetectorConfig(steps=4, batch=2, log_every=2)
+CONFIG = DetectorConfig(steps=4, batch=2, crop=FRAME, log_every=2)
 STILL = AugmentConfig(target_probability=1, turns=False, scale_probability=0, gain=0, offset=0, gamma=0, noise=0)
 EASY = InfraredConfig(counts=(0, 1, 1), snr=(10, 120), area=(6, 80))
 
@@ -80,8 +80,15 @@ def test_resumed_training_equals_the_uninterrupted_one(tmp_path: Path, resumed_e
 
     whole = resumed_equals_whole(train, draw, 2)
     assert any(not torch.equal(a, b) for a, b in zip(whole.parameters(), fresh().parameters(), strict=True))
+    wider = CONFIG.model_copy(update={"crop": 64})
     with pytest.raises(RunError, match="other settings"):
-        train_detector(Detector(64), draw, CONFIG, tmp_path / "whole", seed=1, label="detector")
+        train_detector(Detector(64), draw, wider, tmp_path / "whole", seed=1, label="detector")
+
+
+def test_crops_of_another_size_than_the_frame_are_refused(tmp_path: Path):
+    with pytest.raises(DataError, match=r"frame is 64 pixels wide and the crops are 48; make a Detector\(48\)"):
+        train_detector(Detector(64), draw, CONFIG, tmp_path / "run", seed=1, label="detector")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_few_scenes_are_learnt(tmp_path: Path):
@@ -95,7 +102,7 @@ def test_a_few_scenes_are_learnt(tmp_path: Path):
 
     model = fresh()
     assert score(model)["AP50"] < 10
-    config = DetectorConfig(steps=40, batch=3, lr=2e-3, ema=0.9, augment=STILL, log_every=10)
+    config = DetectorConfig(steps=40, batch=3, crop=FRAME, lr=2e-3, ema=0.9, augment=STILL, log_every=10)
     train_detector(model, lambda n, rng: scenes, config, tmp_path, seed=0, label="detector")
     scores = score(model)
     assert scores["boxes"] >= 3
@@ -108,5 +115,6 @@ def test_only_a_detector_is_trained():
 
 
 def test_unknown_options_are_refused():
-    with pytest.raises(ValidationError, match="crop"):
-        DetectorConfig.model_validate({"crop": 128})
+    for wrong in ({"crop": 100}, {"crop": 0}, {"iou_weight": 1}):
+        with pytest.raises(ValidationError, match=next(iter(wrong))):
+            DetectorConfig.model_validate(wrong)

@@ -109,27 +109,39 @@ def demo(out: Out = None, threads: Threads = None, device: Device = "auto") -> N
 
 @app.command()
 def check(
-    data: Annotated[Path, typer.Argument(help="A data set's folder, or a recipe.", metavar="DATA")],
+    data: Annotated[Path, typer.Argument(help="A data set's folder or file, or a recipe.", metavar="DATA")],
     out: Out = None,
     sets: Sets = None,
     redo: Redo = False,
     keep_going: KeepGoing = False,
+    format: Annotated[
+        str | None, typer.Option("--format", help="Layout of the data set; recognised by default.")
+    ] = None,
+    max_pixels: Annotated[
+        int | None, typer.Option("--max-pixels", min=1, help="Largest height x width of an image that is decoded.")
+    ] = None,
 ) -> None:
     """Decode every image and mask once and say what is there and what is wrong."""
     if not data.exists():
         raise RunError(f"{data} does not exist; give the folder of a data set, or a recipe.")
-    if not data.is_dir():
+    if data.suffix in (".yaml", ".yml") and data.is_file():
+        if format is not None or max_pixels is not None:
+            raise RunError(
+                f"--format and --max-pixels belong to a data set, but {data} is a recipe; use --set data.format=NAME or"
+                " --set data.max_pixels=N."
+            )
         _execute("check", data, out, sets, redo, keep_going, None, "cpu")
         return
+    from fewlabel.data.pixels import MAX_PIXELS
     from fewlabel.pipeline.run import check_folder
 
     if sets or redo:
-        raise RunError(f"--set and --redo belong to a recipe, but {data} is a folder; leave them out.")
-    check_folder(data, keep_going=keep_going, out=out)
+        raise RunError(f"--set and --redo belong to a recipe, but {data} is a data set; leave them out.")
+    check_folder(data, keep_going=keep_going, out=out, format=format or "auto", max_pixels=max_pixels or MAX_PIXELS)
     if out is not None:
-        print(f"written: {out / 'check.json'} and {out / 'rejected.csv'}")
+        print(f"written: {out / 'check.html'}, {out / 'check.json'} and {out / 'rejected.csv'}")
     elif keep_going:
-        print("nothing was written; --out FOLDER writes check.json and rejected.csv there")
+        print("nothing was written; --out FOLDER writes a page, check.json and rejected.csv there")
 
 
 for _name, (_until, _help) in STAGE_COMMANDS.items():

@@ -10,9 +10,11 @@ import numpy as np
 from fewlabel.core import masks as mask_ops
 from fewlabel.core.errors import DataError
 from fewlabel.core.masks import Rle
+from fewlabel.core.radiometry import Radiometry, apply
 
 Source = Literal["human", "teacher", "sam", "student", "synthetic"]
 
+STANDARD = Radiometry()
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601
 
 
@@ -26,6 +28,7 @@ class Image:
         dtype: What the file held, such as `"uint8"`, `"uint16"` or `"float32"`.
         bit_depth: Bits per channel in the file.
         path: The file, or None for an image that never was one.
+        radiometry: How its data set's values become the input of networks.
     """
 
     id: str
@@ -33,6 +36,7 @@ class Image:
     dtype: str = "float32"
     bit_depth: int = 32
     path: Path | None = None
+    radiometry: Radiometry = STANDARD
 
     def __post_init__(self) -> None:
         if self.pixels.ndim != 3 or self.pixels.dtype != np.float32:
@@ -68,6 +72,10 @@ class Image:
         if self.channels == 3:
             return np.tensordot(LUMA, self.pixels, axes=1)
         return self.pixels.mean(axis=0)
+
+    def normalised(self) -> np.ndarray:
+        """What networks are given: `grey` by the data set's `radiometry`, float32 `(H, W)`, mean about 0, spread 1."""
+        return apply(self.radiometry, self.grey())
 
 
 @dataclass(frozen=True)

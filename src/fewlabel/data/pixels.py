@@ -1,76 +1,35 @@
-"""Decoding one image or mask file at the depth it was stored with.
+"""Reading one image, mask or label map at the depth it was stored with, in the orientation it asks to be shown.
 
-The format is told by the file's first bytes, never by its name. Pillow's decoders are called directly, so its global
-limit ``MAX_IMAGE_PIXELS`` neither matters nor is touched, and decoding is safe in threads.
-EXIF orientation is not applied: an image and its mask have to agree in the layout in which they are stored.
+The orientation tag of EXIF (JPEG, PNG) and TIFF is honoured for images, masks and label maps alike: annotation tools
+show and label the displayed picture. A mask without the tag therefore has to agree with the *displayed* image.
 """
 
 from __future__ import annotations
 
-import struct
-import zlib
-from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
-import tifffile
-from PIL import BmpImagePlugin, ImageFile, JpegImagePlugin, PngImagePlugin, TiffImagePlugin
 
-from fewlabel.core.errors import DataError
 from fewlabel.core.types import Image
+from fewlabel.data import decoders
+from fewlabel.data.decoders import FileError, Raster, decode
+
+__all__ = ["MAX_PIXELS", "FileError", "count_pages", "read_image", "read_label_map", "read_mask", "read_page"]
 
 MAX_PIXELS = 2**28
 """Largest height x width that is decoded unless the caller says otherwise."""
 
-_TIFF_TYPES = ("bool", "uint8", "uint16", "int16", "float16", "float32")
-_PLAIN_TIFF = (1, 8, 32946)  # uncompressed and the two codes of deflate: what tifffile decodes without extra packages
-# Everything the decoders raise on damaged files; MemoryError stays out: it is no statement about the file.
-_DECODE_ERRORS: tuple[type[Exception], ...] = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    struct.error,
-    zlib.error,
-    KeyError,
-    IndexError,
-    TypeError,
-    OverflowError,
-    ZeroDivisionError,
-    tifffile.TiffFileError,
-)
-
-
-class FileError(DataError):
-    """A file that cannot be used.
-
-    Attributes:
-        file: The file at fault.
-    """
-
-    def __init__(self, file: Path, reason: str) -> None:
-        """``reason`` is the whole sentence, with the file's name in it."""
-        super().__init__(reason)
-        self.file = file
-
-
-@dataclass(frozen=True)
-class _Raster:
-    """A decoded file: values (H, W, C) as stored, without alpha."""
-
-    values: np.ndarray
-    dtype: str
-    bit_depth: int
-    lossy: bool
-    indexed: bool
+_EXACT = 2**24  # float32 holds every integer up to here
 
 
 def read_image(path: Path | str, id: str | None = None, *, max_pixels: int = MAX_PIXELS) -> Image:
     """Read one image, keeping its bit depth.
 
-    PNG (grey of 1 to 16 bits, 8-bit grey + alpha, RGB, RGBA, palette), JPEG, BMP and single-page TIFF (8 and 16 bits,
-    float16 and float32). Alpha is dropped, palettes become RGB, CMYK becomes RGB; nothing is rescaled.
+    PNG (grey of 1 to 16 bits, 8-bit grey + alpha, RGB, RGBA, palette), JPEG, BMP, single-page TIFF (integers of 1, 2,
+    4, 8, 16 or 32 bits, 12 bits packed in little-endian files, floats of 16 to 64 bits) and .npy of shape (H, W),
+    (H, W, C) or (C, H, W) of bool, integers or floats. Samples of 10, 12 or 14 bits that are stored in 16 are read as
+    16 bits; samples of 10 or 14 bits that are packed without gaps are refused. Alpha is dropped, palettes become RGB,
+    CMYK becomes RGB; nothing is rescaled. float64 is rounded to float32.
 
     Args:
         path: The file.
@@ -78,23 +37,60 @@ def read_image(path: Path | str, id: str | None = None, *, max_pixels: int = MAX
         max_pixels: Largest allowed height x width, read from the header before any pixel is decoded.
 
     Returns:
-        The image with pixels float32 (C, H, W), C = 1 or 3, in the file's own units (a 16-bit file: 0..65535), and the
-        file's ``dtype`` and ``bit_depth`` (a file of 16-bit samples that holds 14-bit values says ``uint16`` and 16).
+        The image with pixels float32 (C, H, W), C = 1 or 3, in the file's own units (a 16-bit file: 0..65535), turned
+        as its orientation tag says, and the file's ``dtype`` and ``bit_depth`` (a file of 16-bit samples that holds
+        14-bit values says ``uint16`` and 16).
 
     Raises:
-        FileError: The file is missing, empty, truncated, no image, above ``max_pixels``, holds NaN or infinite
-            values, or would lose depth in decoding (16-bit colour PNG).
+        FileError: The file is missing, empty, truncated, no image, above ``max_pixels``, has several pages, holds NaN
+            or infinite values, or would lose depth in decoding (16-bit colour PNG, integers beyond 2**24).
     """
     path = Path(path)
-    raster = _read(path, max_pixels, as_mask=False)
-    pixels = np.ascontiguousarray(raster.values.transpose(2, 0, 1), dtype=np.float32)
-    return Image(
-        id=path.stem if id is None else id,
-        pixels=pixels,
-        dtype=raster.dtype,
-        bit_depth=raster.bit_depth,
-        path=path,
-    )
+    return _to_image(decode(path, max_pixels, as_mask=False), path, path.stem if id is None else id)
+
+
+def read_page(path: Path | str, page: int, id: str | None = None, *, max_pixels: int = MAX_PIXELS) -> Image:
+    """Read one page of a TIFF or of a .npy stack (N, H, W), or page 0 of any other image file.
+
+    Args:
+        path: The file.
+        page: From 0 to `count_pages` - 1. Reaching page k of a TIFF reads the addresses of the k pages before it, not
+            the pages.
+        id: Name of the image; the file's stem, two underscores and the page in six digits if None.
+        max_pixels: As `read_image`.
+
+    Returns:
+        The page, as `read_image` returns a whole file.
+
+    Raises:
+        FileError: As `read_image`, or there is no such page.
+    """
+    path = Path(path)
+    raster = decode(path, max_pixels, as_mask=False, page=page)
+    return _to_image(raster, path, f"{path.stem}__{page:06d}" if id is None else id)
+
+
+def count_pages(path: Path | str) -> int:
+    """Number of pages of a TIFF or of a .npy stack (N, H, W), 1 for any other file; no pixel is decoded.
+
+    An array whose first or last axis has length 1 or 3 is one image, for `read_image` as well.
+
+    Raises:
+        FileError: The file is missing, or its header or list of pages is damaged.
+    """
+    return decoders.count(Path(path))
+
+
+def _to_image(raster: Raster, path: Path, id: str) -> Image:
+    values = raster.values
+    if values.dtype.kind in "ui" and values.dtype.itemsize > 2:
+        extreme = max(int(values.max()), -int(values.min()))
+        if extreme > _EXACT:
+            raise FileError(
+                path, f"{path} holds {extreme}, beyond what float32 keeps: save it with 16 bits or as float32."
+            )
+    pixels = np.ascontiguousarray(values.transpose(2, 0, 1), dtype=np.float32)
+    return Image(id=id, pixels=pixels, dtype=raster.dtype, bit_depth=raster.bits, path=path)
 
 
 def read_mask(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -110,7 +106,7 @@ def read_mask(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
             else, where 255 may mean "ignore" as well as "target".
     """
     path = Path(path)
-    raster = _read(path, max_pixels, as_mask=True)
+    raster = decode(path, max_pixels, as_mask=True)
     values = raster.values
     grey = (values == values[..., :1]).all()
     if raster.indexed or not grey:
@@ -118,7 +114,7 @@ def read_mask(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     plane = values[..., 0]
     if plane.dtype.kind == "f":
         return np.asarray(plane >= 0.5)
-    if plane.dtype == np.uint8 and raster.bit_depth == 8:
+    if plane.dtype == np.uint8 and raster.bits == 8:
         present = np.flatnonzero(np.bincount(plane.ravel(), minlength=256))
         between = present[(present > 0) & (present < 255)]
         if raster.lossy and present[-1] >= 128:
@@ -134,145 +130,35 @@ def read_mask(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     return np.asarray(plane != 0)
 
 
-def _read(path: Path, max_pixels: int, *, as_mask: bool) -> _Raster:
-    """Open, recognise by the first bytes and decode; every failure is a FileError that names the file."""
-    try:
-        with path.open("rb") as file:
-            head = file.read(32)
-            if not head:
-                raise FileError(path, f"{path} is empty (0 bytes): copy the file again or remove it.")
-            file.seek(0)
-            raster = _decode(file, head, path, max_pixels, as_mask)
-    except FileNotFoundError as error:
-        raise FileError(path, f"{path} does not exist: check the path and the data folder.") from error
-    except IsADirectoryError as error:
-        raise FileError(path, f"{path} is a folder, expected an image file.") from error
-    except PermissionError as error:
-        raise FileError(
-            path, f"{path} cannot be read: permission denied, so change its rights or its owner."
-        ) from error
-    except _DECODE_ERRORS as error:
-        detail = " ".join(str(error).split()) or type(error).__name__
-        raise FileError(
-            path, f"{path} is truncated or damaged ({detail}): copy the file again or remove it."
-        ) from error
-    if raster.values.dtype.kind == "f":
-        bad = int(np.count_nonzero(~np.isfinite(raster.values)))
-        if bad:
-            raise FileError(path, f"{path} holds {bad} NaN or infinite values: replace them with measured values.")
-    return raster
+def read_label_map(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Read one map of class or object numbers: the stored integers, whatever grey or colour they are shown in.
 
+    Grey PNG of 1 to 16 bits, palette PNG (its indexes), BMP, TIFF of 8 to 32-bit integers or with a palette, and .npy
+    of integers or bool. Alpha is dropped.
 
-def _decode(file: BinaryIO, head: bytes, path: Path, max_pixels: int, as_mask: bool) -> _Raster:
-    """Choose the decoder for a file that starts with ``head``."""
-    opened: ImageFile.ImageFile
-    depth = 8
-    if head.startswith(b"\x89PNG\r\n\x1a\n"):
-        depth = head[24] if len(head) > 25 else 8
-        if depth == 16 and head[25] != 0:
-            raise FileError(
-                path, f"{path} is a 16-bit PNG with colour or alpha, which cannot be kept at depth: save it as TIFF."
-            )
-        opened = PngImagePlugin.PngImageFile(file, str(path))
-    elif head.startswith(b"\xff\xd8\xff"):
-        opened = JpegImagePlugin.JpegImageFile(file, str(path))
-    elif head.startswith(b"BM"):
-        opened = BmpImagePlugin.BmpImageFile(file, str(path))
-    elif head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-        return _decode_tiff(file, path, max_pixels, as_mask)
-    else:
-        raise FileError(path, f"{path} is not an image that fewlabel reads: expected PNG, JPEG, BMP or TIFF.")
-    return _from_pillow(opened, depth, path, max_pixels, as_mask)
+    Args:
+        path: The file.
+        max_pixels: Largest allowed height x width, read from the header before any pixel is decoded.
 
+    Returns:
+        int32 (H, W).
 
-def _from_pillow(opened: ImageFile.ImageFile, depth: int, path: Path, max_pixels: int, as_mask: bool) -> _Raster:
-    """Decode an opened Pillow file whose header says ``depth`` bits per sample."""
-    with opened:
-        _check_size(opened.height, opened.width, path, max_pixels)
-        lossy = isinstance(opened, JpegImagePlugin.JpegImageFile)
-        opened.load()
-        mode = opened.mode
-        indexed = mode == "P"
-        if indexed and not as_mask or mode in ("PA", "CMYK", "YCbCr", "LAB", "HSV", "RGBX"):
-            values = np.asarray(opened.convert("RGB"))
-            depth, indexed = 8, False
-        else:
-            values = np.asarray(opened)
-            if mode == "1":
-                values, depth = values.astype(np.uint8), 1
-            elif mode == "L" and depth in (2, 4):
-                # Pillow stretches 2 and 4 bits to 0..255; dividing gives the stored values back exactly.
-                values = values // (255 // (2**depth - 1))
-            elif mode == "I" and depth == 16:
-                values = values.astype(np.uint16)
-    if values.ndim == 2:
-        values = values[..., None]
-    if mode in ("LA", "RGBA", "La", "RGBa"):
-        values = values[..., :-1]
-    if values.dtype.kind in "ui" and values.dtype.itemsize > 2:
-        raise FileError(
-            path, f"{path} has {8 * values.dtype.itemsize}-bit integers: save it with 16 bits or as float32 TIFF."
-        )
-    # ">u2" and the like: the byte order of the file is of no interest, and would leak into the recorded type.
-    values = values.astype(values.dtype.newbyteorder("="), copy=False)
-    return _Raster(values, str(values.dtype), depth, lossy, indexed)
-
-
-def _decode_tiff(file: BinaryIO, path: Path, max_pixels: int, as_mask: bool) -> _Raster:
-    """Decode a single-page TIFF: tifffile keeps every depth, Pillow fills in for palettes and other compressions."""
-    with tifffile.TiffFile(file) as tiff:
-        if len(tiff.pages) != 1:
-            raise FileError(
-                path, f"{path} has {len(tiff.pages)} pages, expected one: save each page as a file of its own."
-            )
-        page = tiff.pages[0]
-        _check_size(page.imagelength, page.imagewidth, path, max_pixels)
-        bits = page.bitspersample if isinstance(page.bitspersample, int) else page.bitspersample[0]
-        palette = page.photometric == tifffile.PHOTOMETRIC.PALETTE
-        inverted = page.photometric == tifffile.PHOTOMETRIC.MINISWHITE
-        if inverted and page.compression not in _PLAIN_TIFF:
-            raise FileError(path, f"{path} is compressed and counts 0 as white: save it as an uncompressed TIFF.")
-        if palette or page.compression not in _PLAIN_TIFF:
-            file.seek(0)
-            opened = TiffImagePlugin.TiffImageFile(file, str(path))
-            return _from_pillow(opened, int(bits), path, max_pixels, as_mask)
-        if page.dtype is None or page.dtype.name not in _TIFF_TYPES:
-            kind = "unknown" if page.dtype is None else page.dtype.name
-            raise FileError(
-                path, f"{path} holds {kind} samples, expected one of {', '.join(_TIFF_TYPES)}: convert it to float32."
-            )
-        values = page.asarray()
-        axes = page.axes
-    if axes == "YX":
-        values = values[..., None]
-    elif axes == "SYX":
-        values = values.transpose(1, 2, 0)
-    elif axes != "YXS":
-        raise FileError(
-            path, f"{path} has the axes {axes}, expected one image of one or three channels: save it as a plain TIFF."
-        )
-    if values.dtype == bool:
-        values = values.astype(np.uint8)
-    if inverted and not as_mask and values.dtype.kind == "u":
-        values = np.asarray(2**bits - 1 - values.astype(np.int64), dtype=values.dtype)
-    channels = values.shape[2]
-    if channels in (2, 4):
-        values = values[..., : channels - 1]
-    elif channels not in (1, 3):
-        raise FileError(
-            path, f"{path} has {channels} channels, expected 1 or 3 (and alpha): split the channels into files."
-        )
-    values = values.astype(values.dtype.newbyteorder("="), copy=False)
-    return _Raster(values, str(values.dtype), int(bits), page.compression == 7, False)
-
-
-def _check_size(height: int, width: int, path: Path, max_pixels: int) -> None:
-    """Refuse a header that announces more pixels than allowed, before memory is taken for them."""
-    if height * width > max_pixels:
+    Raises:
+        FileError: As `read_image`; also for colours, floats, JPEG and numbers that int32 does not hold.
+    """
+    path = Path(path)
+    raster = decode(path, max_pixels, as_mask=True)
+    values = raster.values
+    if raster.lossy:
+        raise FileError(path, f"label map {path} is JPEG, which blurs numbers: export it as PNG.")
+    if values.shape[2] != 1:
         raise FileError(
             path,
-            f"{path} announces {height} x {width} pixels, more than the limit of {max_pixels}: cut it into tiles, or "
-            "raise max_pixels if the file is to be trusted.",
+            f"label map {path} has {values.shape[2]} channels of colour, expected one of numbers: save it as grey or"
+            " palette PNG.",
         )
-    if height < 1 or width < 1:
-        raise FileError(path, f"{path} announces {height} x {width} pixels: copy the file again or remove it.")
+    if values.dtype.kind not in "ui":
+        raise FileError(path, f"label map {path} holds {raster.dtype} values, expected integers: save it as integers.")
+    if values.max() > np.iinfo(np.int32).max:
+        raise FileError(path, f"label map {path} holds {values.max()}, expected numbers below 2**31: renumber it.")
+    return np.ascontiguousarray(values[..., 0], dtype=np.int32)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -27,20 +26,24 @@ SCENE = "a rendered scene"
 
 
 def patch_of(labelled: Labelled) -> Patch:
-    """The patch of a labelled image: grey, standardised over the whole image, every pixel counts."""
-    return _patch(labelled.image.grey(), labelled.instances.semantic(), labelled.image.id)
+    """The patch of a labelled image: grey, normalised over the whole image; all but ignored regions count."""
+    weight = None
+    if labelled.ignored is not None and len(labelled.ignored):
+        # What is an object is learnt even where a region to ignore lies over it.
+        weight = (~labelled.ignored.semantic() | labelled.instances.semantic()).astype(np.float32)
+    return _patch(labelled.image.normalised(), labelled.instances.semantic(), labelled.image.id, weight)
 
 
 def patch_of_unlabelled(unlabelled: Unlabelled) -> Patch:
-    """The patch of an image without labels: grey, standardised over the whole image, no target and no pixel counts."""
-    grey = unlabelled.image.grey()
-    nothing = np.broadcast_to(np.False_, grey.shape)
-    return replace(_patch(grey, nothing, unlabelled.image.id), weight=np.broadcast_to(np.float32(0), grey.shape))
+    """The patch of an image without labels: grey, normalised over the whole image, no target and no pixel counts."""
+    image = unlabelled.image.normalised()
+    nothing = np.broadcast_to(np.False_, image.shape)
+    return _patch(image, nothing, unlabelled.image.id, np.broadcast_to(np.float32(0), image.shape))
 
 
 def patch_of_scene(scene: Scene) -> Patch:
     """The patch of a synthetic infrared scene: its targets are all labels above 0, every pixel counts."""
-    return _patch(scene.radiance.astype(np.float32), scene.labels > 0, SCENE)
+    return _patch(standardise(scene.radiance.astype(np.float32)), scene.labels > 0, SCENE)
 
 
 def loaders(dataset: Dataset, ids: Iterable[str]) -> list[Callable[[], Patch]]:
@@ -115,7 +118,7 @@ def _load_unlabelled(dataset: Dataset, id: str) -> Patch:
     return patch_of_unlabelled(dataset.unlabelled(id))
 
 
-def _patch(grey: np.ndarray, target: np.ndarray, id: str) -> Patch:
+def _patch(image: np.ndarray, target: np.ndarray, id: str, weight: np.ndarray | None = None) -> Patch:
     # One stored number seen as a whole plane: a cache of hundreds of images need not hold their constant weights.
-    weight = np.broadcast_to(np.float32(1), grey.shape)
-    return Patch(np.asarray(standardise(grey), np.float32), target, weight, id)
+    everywhere = np.broadcast_to(np.float32(1), image.shape)
+    return Patch(np.asarray(image, np.float32), target, everywhere if weight is None else weight, id)

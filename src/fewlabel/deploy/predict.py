@@ -4,7 +4,8 @@ What is written:
 
 * `masks/NAME.png` 0 / 255 at the size of the image; `overlays/NAME.png` the image with a line around each target;
 * `predictions.json` COCO: `images`, `categories`, and `annotations` with a `score`, one per 8-connected component. It
-  loads as a COCO data set, and its annotations as COCO results;
+  loads as a COCO data set, and its annotations as COCO results. A detector's have boxes and no masks, and there are no
+  `masks/`;
 * `rejected.csv` names and files that could not be read and why, when the caller chose to go on without them.
 
 Images pass through one at a time, and the output folder appears at the end, whole.
@@ -13,7 +14,7 @@ Images pass through one at a time, and the output folder appears at the end, who
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -24,10 +25,9 @@ from fewlabel.core.errors import DataError
 from fewlabel.core.files import replace_folder, write_rejected
 from fewlabel.core.masks import components
 from fewlabel.core.progress import track
-from fewlabel.core.radiometry import standardise
 from fewlabel.core.types import Image, Instances
 from fewlabel.data.pixels import read_image
-from fewlabel.deploy.overlay import overlay
+from fewlabel.deploy.overlay import box_lines, outline, overlay
 from fewlabel.deploy.runtime import ModelInfo, OnnxStudent, sigmoid
 
 SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp")
@@ -41,7 +41,7 @@ class PredictSummary:
 
     Attributes:
         images: Images predicted.
-        targets: Components found in them.
+        targets: Components or boxes found in them.
         rejected: Files that could not be read, with the reason.
     """
 
@@ -61,13 +61,39 @@ def predict_image(student: OnnxStudent, image: Image) -> tuple[np.ndarray, Insta
         The mask, bool `(H, W)`, and one instance per 8-connected component of it, in raster order; the score is the
         mean probability of its pixels. Class 0, source `student`.
     """
-    logits = student.logits(standardise(image.grey())[None, None])[0, 0]
+    logits = student.logits(seen(student, image)[None, None])[0, 0]
     mask = logits > student.info.cut
     labels, count = components(mask)
     index = labels.ravel()
     sums = np.bincount(index, weights=sigmoid(logits).ravel(), minlength=count + 1)[1:]
     scores = sums / np.bincount(index, minlength=count + 1)[1:]
     return mask, Instances.from_components(labels, np.arange(1, count + 1), scores=scores, source="student")
+
+
+def seen(student: OnnxStudent, image: Image) -> np.ndarray:
+    """An image as the student was trained to see it, float32 `(H, W)`: by the radiometry that its file records."""
+    return replace(image, radiometry=student.info.radiometry).normalised()
+
+
+def predict_boxes(student: OnnxStudent, image: Image) -> tuple[np.ndarray, np.ndarray]:
+    """Find the boxes of one image.
+
+    Args:
+        student: The exported detector.
+        image: Any size, depth and number of channels.
+
+    Returns:
+        Boxes float32 `(N, 4)`, xyxy in pixel edges, whose score is above the threshold, by falling score, and the
+        scores float32 `(N,)`.
+
+    Raises:
+        ModelError: The student is no detector.
+    """
+    from fewlabel.students.detector.predict import detect_by  # torch comes with it
+
+    found = detect_by(student.candidates, student.frame, seen(student, image))
+    counted = found.scores > student.info.threshold
+    return found.boxes[counted], found.scores[counted]
 
 
 def predict_folder(
@@ -111,10 +137,16 @@ def predict_folder(
                         raise
                     rejected.append((path, str(error)))
                     continue
-                mask, instances = predict_image(student, image)
-                _save(folder / MASKS / f"{name}.png", mask * np.uint8(255))
-                _save(folder / OVERLAYS / f"{name}.png", overlay(image.grey(), mask))
-                writer.add(image, path, instances)
+                if student.info.frame is None:
+                    mask, instances = predict_image(student, image)
+                    _save(folder / MASKS / f"{name}.png", mask * np.uint8(255))
+                    lines = outline(mask)
+                    writer.add(image, path, instances)
+                else:
+                    boxes, scores = predict_boxes(student, image)
+                    lines = box_lines(boxes, image.size)
+                    writer.add_boxes(image, path, boxes, scores)
+                _save(folder / OVERLAYS / f"{name}.png", overlay(image.grey(), lines))
             writer.close()
         if not writer.images:
             raise DataError(f"None of {len(files)} images can be read; the first: {rejected[0][1]}")
@@ -208,24 +240,40 @@ class _CocoWriter:
 
     def add(self, image: Image, path: Path, instances: Instances) -> None:
         """Write the targets of one image."""
-        record = {"id": len(self.images) + 1, "file_name": path.name, "name": image.id}
-        self.images.append({**record, "height": image.height, "width": image.width})
+        self._image(image, path)
         for rle, score, box, area in zip(
             instances.rles, instances.scores, instances.boxes, instances.areas(), strict=True
         ):
-            left, top, right, bottom = (float(edge) for edge in box)
-            annotation = {
-                "id": self.targets + 1,
-                "image_id": record["id"],
-                "category_id": CATEGORY,
-                "segmentation": {"size": rle["size"], "counts": rle["counts"].decode("ascii")},
-                "area": int(area),
-                "bbox": [left, top, right - left, bottom - top],
-                "iscrowd": 0,
-                "score": round(float(score), 6),
-            }
-            self._stream.write(("," if self.targets else "") + "\n" + json.dumps(annotation))
-            self.targets += 1
+            mask = {"segmentation": {"size": rle["size"], "counts": rle["counts"].decode("ascii")}}
+            self._annotation(box, float(score), int(area), mask)
+
+    def add_boxes(self, image: Image, path: Path, boxes: np.ndarray, scores: np.ndarray) -> None:
+        """Write the boxes of one image; their area is that of the box."""
+        self._image(image, path)
+        for box, score in zip(boxes, scores, strict=True):
+            self._annotation(box, float(score), float((box[2:] - box[:2]).prod()), {})
+
+    def _image(self, image: Image, path: Path) -> None:
+        """Note an image, to which the annotations that follow belong."""
+        record = {"id": len(self.images) + 1, "file_name": path.name, "name": image.id}
+        self.images.append({**record, "height": image.height, "width": image.width})
+
+    def _annotation(self, box: np.ndarray, score: float, area: float, mask: dict[str, Any]) -> None:
+        """Write one target of the last image."""
+        left, top, right, bottom = (float(edge) for edge in box)
+        corner_and_sides = (left, top, right - left, bottom - top)
+        annotation = {
+            "id": self.targets + 1,
+            "image_id": len(self.images),
+            "category_id": CATEGORY,
+            **mask,
+            "area": round(area, 3),
+            "bbox": [round(value, 3) for value in corner_and_sides],
+            "iscrowd": 0,
+            "score": round(score, 6),
+        }
+        self._stream.write(("," if self.targets else "") + "\n" + json.dumps(annotation))
+        self.targets += 1
 
     def close(self) -> None:
         """Write the list of images and the end."""

@@ -12,11 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 
 from fewlabel.core.errors import ModelError
+from fewlabel.core.radiometry import Radiometry
+from fewlabel.core.types import STANDARD
 
 PREFIX = "fewlabel."
-INPUT, OUTPUT = "image", "logits"
+RADIOMETRY = "radiometry"  # `preprocessing.name` of a model whose data have another policy than the standard one
+INPUT, OUTPUT, BOXES = "image", "logits", "boxes"
+DETECTION = "detection"  # `fewlabel.task` of a student that gives boxes; one that gives masks has no such entry
 PREPROCESSING: dict[str, Any] = {
     "name": "standardise",
     "channel": "grey in the file's own units; three channels: 0.299 R + 0.587 G + 0.114 B; otherwise their mean",
@@ -26,6 +31,45 @@ PREPROCESSING: dict[str, Any] = {
 }
 
 
+def preparation(radiometry: Radiometry, frame: int | None) -> dict[str, Any]:
+    """How images are prepared: `PREPROCESSING`, in other words for another radiometry and for detectors.
+
+    Args:
+        radiometry: The data set's policy.
+        frame: Side in pixels of a detector's frames; None for a student that gives masks.
+    """
+    said = dict(PREPROCESSING)
+    if radiometry != STANDARD:
+        recorded = radiometry.model_dump(mode="json", exclude_none=True)
+        said = {
+            "name": RADIOMETRY,
+            "channel": said["channel"],
+            "radiometry": recorded,
+            "formula": "that of fewlabel.core.radiometry.apply for these values, over each whole image",
+            "layout": said["layout"],
+        }
+    if frame is not None:
+        said["layout"] = (
+            f"float32 (batch, 1, {frame}, {frame}): frames of the standardised image that overlap by a quarter or"
+            " more; an image smaller than one is continued by reflection at its bottom and right"
+        )
+    return said
+
+
+def detector_postprocessing(frame: int) -> dict[str, Any]:
+    """What becomes of a detector's outputs: the rule of `fewlabel.students.detector.predict.detect_by` in words."""
+    from fewlabel.students.detector.predict import MARGIN, MOST, OVERLAP, SAME
+
+    return {
+        BOXES: "float32 (batch, candidates, 4): x0, y0, x1, y1 in pixel edges of the frame",
+        OUTPUT: "float32 (batch, candidates); the score is 1 / (1 + exp(-logit))",
+        "inner borders": f"drop boxes whose centre is within {MARGIN * (frame // OVERLAP):g} pixels of a frame's border"
+        " that is not the image's",
+        "duplicates": f"of two boxes with an IoU above {SAME:g} the one with the higher score stays",
+        "most": MOST,
+    }
+
+
 @dataclass(frozen=True)
 class ModelInfo:
     """What an exported student says about itself.
@@ -33,12 +77,13 @@ class ModelInfo:
     Attributes:
         name: Name of the model.
         student: Name of its architecture.
-        threshold: Probability above which a pixel belongs to a target, in (0, 1).
+        threshold: Probability above which a pixel belongs to a target, or score above which a box counts, in (0, 1).
         classes: Class names; a binary student has one.
         version: Version of fewlabel that wrote the file.
         weights_sha256: Hash of the network's weights, as `fewlabel.training.checkpoint.weights_sha256` computes it.
         preprocessing: How images are prepared; `PREPROCESSING`.
         extra: Further values that were recorded at export, by name.
+        frame: Side in pixels of the frames of a detector, a student that gives boxes; None for one that gives masks.
     """
 
     name: str
@@ -49,6 +94,7 @@ class ModelInfo:
     weights_sha256: str
     preprocessing: Mapping[str, Any] = field(default_factory=lambda: dict(PREPROCESSING))
     extra: Mapping[str, Any] = field(default_factory=dict)
+    frame: int | None = None
 
     def __post_init__(self) -> None:
         if not 0.0 < self.threshold < 1.0:
@@ -60,6 +106,17 @@ class ModelInfo:
             raise ModelError(
                 f"{self.name!r} names the classes {list(self.classes)}, expected one; its masks are binary."
             )
+        if self.frame is not None and self.frame < 1:
+            raise ModelError(
+                f"The frames of {self.name!r} are {self.frame} pixels wide, expected 1 or more; correct it."
+            )
+
+    @property
+    def radiometry(self) -> Radiometry:
+        """How grey values become the network's input."""
+        if self.preprocessing["name"] == PREPROCESSING["name"]:
+            return STANDARD
+        return Radiometry.model_validate(self.preprocessing["radiometry"])
 
     @property
     def cut(self) -> float:
@@ -78,6 +135,8 @@ class ModelInfo:
             "preprocessing": dict(self.preprocessing),
             "extra": dict(self.extra),
         }
+        if self.frame is not None:
+            values |= {"task": DETECTION, "frame": self.frame, "postprocessing": detector_postprocessing(self.frame)}
         return {PREFIX + key: json.dumps(value, sort_keys=True) for key, value in values.items()}
 
     @classmethod
@@ -95,7 +154,10 @@ class ModelInfo:
             ModelError: A key is missing or damaged, or the preprocessing is one that this version does not know.
         """
         try:
-            values = {key: json.loads(properties[PREFIX + key]) for key in cls.__dataclass_fields__}
+            present = {key for key in cls.__dataclass_fields__ if key != "frame" or PREFIX + key in properties}
+            values = {key: json.loads(properties[PREFIX + key]) for key in present}
+            if "frame" in values:
+                values["frame"] = int(values["frame"])
             values["classes"] = tuple(values["classes"])
             values["threshold"] = float(values["threshold"])
         except (KeyError, TypeError, ValueError) as error:
@@ -104,7 +166,11 @@ class ModelInfo:
                 " `fewlabel export` wrote."
             ) from None
         name = values["preprocessing"].get("name") if isinstance(values["preprocessing"], dict) else None
-        if name != PREPROCESSING["name"]:
+        try:
+            known = name == PREPROCESSING["name"] or (name == RADIOMETRY and bool(cls(**values).radiometry))
+        except (KeyError, ValidationError):
+            known = False
+        if not known:
             raise ModelError(
                 f"{path} wants the preprocessing {name!r}, this version knows {PREPROCESSING['name']!r}; use the"
                 f" version of fewlabel that wrote it, {values['version']}."
@@ -154,6 +220,8 @@ class OnnxStudent:
         Raises:
             ModelError: The input is not of this kind.
         """
+        if self.info.frame is not None:
+            raise ModelError(f"{self.path} is a detector, expected a model that gives masks; predict boxes with it.")
         if images.ndim != 4 or images.shape[1] != 1 or images.dtype != np.float32:
             raise ModelError(
                 f"{self.path} was given {images.dtype} {images.shape}, expected float32 (batch, 1, height, width);"
@@ -161,6 +229,38 @@ class OnnxStudent:
             )
         result: np.ndarray = self._session.run([OUTPUT], {INPUT: np.ascontiguousarray(images)})[0]
         return result
+
+    @property
+    def frame(self) -> int:
+        """Side in pixels of a detector's frames.
+
+        Raises:
+            ModelError: The model is no detector.
+        """
+        if self.info.frame is None:
+            raise ModelError(f"{self.path} gives masks, expected a detector; predict masks with it.")
+        return self.info.frame
+
+    def candidates(self, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Run the network of a detector.
+
+        Args:
+            frames: float32 `(B, 1, F, F)`, frames of standardised images.
+
+        Returns:
+            Boxes float32 `(B, Q, 4)`, xyxy in pixel edges of the frame, and scores float32 `(B, Q)` in [0, 1].
+
+        Raises:
+            ModelError: The model is no detector, or the input is not of this kind.
+        """
+        side = self.frame
+        if frames.ndim != 4 or frames.shape[1:] != (1, side, side) or frames.dtype != np.float32:
+            raise ModelError(
+                f"{self.path} was given {frames.dtype} {frames.shape}, expected float32 (batch, 1, {side}, {side}); cut"
+                " frames out of the standardised image."
+            )
+        boxes, logits = self._session.run([BOXES, OUTPUT], {INPUT: np.ascontiguousarray(frames)})
+        return boxes, sigmoid(logits)
 
 
 def sigmoid(logits: np.ndarray) -> np.ndarray:

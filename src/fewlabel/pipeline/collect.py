@@ -11,18 +11,20 @@ from torch import nn
 
 from fewlabel import __version__
 from fewlabel.core.files import read_json
-from fewlabel.core.radiometry import standardise
 from fewlabel.data.dataset import Dataset
 from fewlabel.data.split import Split
 from fewlabel.labels.store import LabelStore, target_and_weight
 from fewlabel.pipeline.folder import STAGES, RunFolder
 from fewlabel.pipeline.labelling import LABELS, TEACHER
+from fewlabel.pipeline.scoring import THRESHOLD, load_threshold
 from fewlabel.pipeline.trained import load_student, student_folder
 from fewlabel.recipe import Recipe, dump_recipe
 from fewlabel.report.contents import DataFacts, Example, PseudoLabels, ReportData, RouterWeights, ScoreRow, StageTime
 from fewlabel.scalpel import transfer
 from fewlabel.scalpel.bank import OperatorBank
 from fewlabel.scalpel.teacher import ScalpelTeacher, load_teacher
+from fewlabel.students.detector.network import DETECTOR, Detector
+from fewlabel.students.detector.predict import detect
 from fewlabel.students.predict import predict
 from fewlabel.training.loop import LOG
 
@@ -53,6 +55,7 @@ def collect(recipe: Recipe, folder: RunFolder, dataset: Dataset, split: Split) -
         recipe=dump_recipe(recipe),
         facts=_facts(recipe, dataset, split),
         student=recipe.student.network,
+        boxes=recipe.student.network == DETECTOR,
         sam=recipe.teacher.sam,
         scores=[ScoreRow.from_scores(method, scores) for method, scores in scored["methods"].items()],
         pseudo_labels=PseudoLabels.from_summary(scored["pseudo_labels"]),
@@ -111,13 +114,39 @@ def _examples(
 ) -> list[Example]:
     store = LabelStore(folder.stage("label") / LABELS)
     student = load_student(recipe, folder, "fewlabel")
+    threshold = load_threshold(student, folder, "fewlabel")
     chosen = spread(split.unlabelled, UNLABELLED_EXAMPLES) + spread(split.test, TEST_EXAMPLES)
-    return [example(id, dataset, store, teacher, student) for id in chosen]
+    return [example(id, dataset, store, teacher, student, threshold) for id in chosen]
 
 
-def example(id: str, dataset: Dataset, store: LabelStore, teacher: ScalpelTeacher, student: nn.Module) -> Example:
-    """All intermediate results of one image; the pseudo-label only where the store has one."""
-    image = standardise(dataset.image(id).grey())
+def said(student: nn.Module, image: np.ndarray, threshold: float) -> dict[str, np.ndarray]:
+    """What a student says of an image, as an example holds it.
+
+    Args:
+        student: A trained student.
+        image: float32 `(H, W)`, standardised.
+        threshold: Of a student that gives boxes, the score above which one counts.
+
+    Returns:
+        Values of `Example` by name: the probability, or the boxes that count and their scores.
+    """
+    if not isinstance(student, Detector):
+        return {"student": predict(student, image)}
+    found = detect(student, image)
+    counted = found.scores > threshold
+    return {"boxes": found.boxes[counted], "box_scores": found.scores[counted]}
+
+
+def example(
+    id: str,
+    dataset: Dataset,
+    store: LabelStore,
+    teacher: ScalpelTeacher,
+    student: nn.Module,
+    threshold: float = THRESHOLD,
+) -> Example:
+    """All intermediate results of one image; the pseudo-label only where the store has one. See `said` for the last."""
+    image = dataset.image(id).normalised()
     target, weight = target_and_weight(store.get(id)) if id in store else (None, None)
     return Example(
         id=id,
@@ -127,7 +156,7 @@ def example(id: str, dataset: Dataset, store: LabelStore, teacher: ScalpelTeache
         teacher=transfer.predict(teacher, image).probability,
         target=target,
         weight=weight,
-        student=predict(student, image),
+        **said(student, image, threshold),
     )
 
 
@@ -156,7 +185,7 @@ def _router(folder: RunFolder, dataset: Dataset, split: Split, teacher: ScalpelT
     seen: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
     for id in spread(split.train, ROUTER_IMAGES):
         # All tiles of an image in one forward pass: the adapter remembers the gates of the last one.
-        transfer.predict(teacher, standardise(dataset.image(id).grey()), "one", batch=ROUTER_TILES)
+        transfer.predict(teacher, dataset.image(id).normalised(), "one", batch=ROUTER_TILES)
         for level, (image_gate, final_gate) in teacher.adapter.gates.items():
             seen.setdefault(str(level), []).append((image_gate.mean(0).numpy(), final_gate.mean(0).numpy()))
     levels = {

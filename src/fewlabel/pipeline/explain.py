@@ -9,17 +9,17 @@ from torch import nn
 
 from fewlabel.core.errors import DataError, RunError
 from fewlabel.core.files import read_json
-from fewlabel.core.radiometry import standardise
 from fewlabel.data.dataset import Dataset
 from fewlabel.data.split import Split
 from fewlabel.labels.gate import GateConfig
 from fewlabel.labels.store import LabelStore, PseudoLabel, target_and_weight
-from fewlabel.pipeline.collect import METHOD_NOTE, prior_names, priors, teacher_folder
+from fewlabel.pipeline.collect import METHOD_NOTE, prior_names, priors, said, teacher_folder
 from fewlabel.pipeline.folder import MANIFEST, RunFolder
 from fewlabel.pipeline.gates import image_gates
 from fewlabel.pipeline.inputs import open_dataset
 from fewlabel.pipeline.labelling import LABELS
 from fewlabel.pipeline.proposals import because, missed, painted, true_overlaps
+from fewlabel.pipeline.scoring import load_threshold
 from fewlabel.pipeline.trained import load_student, run_recipe
 from fewlabel.recipe import Recipe, parse_recipe
 from fewlabel.report.contents import Example
@@ -28,7 +28,7 @@ from fewlabel.scalpel import transfer
 from fewlabel.scalpel.bank import OperatorBank
 from fewlabel.scalpel.evidence import contrasts, prior_map, supports
 from fewlabel.scalpel.teacher import ScalpelTeacher, load_teacher
-from fewlabel.students.predict import predict
+from fewlabel.students.detector.network import DETECTOR
 
 NEAREST = 3  # names that are suggested in the place of an unknown one
 OPEN_GATE = GateConfig(
@@ -63,7 +63,7 @@ def explain(run: Path, ids: Sequence[str], out: Path) -> None:
         )
     recipe = parse_recipe(manifest["recipe"], str(folder.stage("label") / MANIFEST))
     rejected = {item["id"]: item["reason"] for item in read_json(folder.stage("check") / "check.json")["rejected"]}
-    dataset = open_dataset(recipe.data.root, rejected)
+    dataset = open_dataset(recipe.data, rejected)
     wanted = list(dict.fromkeys(ids))
     for id in wanted:
         check_id(id, dataset, rejected)
@@ -78,6 +78,7 @@ def explain(run: Path, ids: Sequence[str], out: Path) -> None:
         experts=teacher.adapter.expert_names if teacher.adapter is not None else (),
         images=[explained.image(id) for id in wanted],
         notes=(METHOD_NOTE,),
+        boxes=recipe.student.network == DETECTOR,
     )
     write(page, out)
 
@@ -117,10 +118,11 @@ class Explainer:
         self.student: nn.Module | None = None
         if folder.manifest("train") is not None:
             self.student = load_student(run_recipe(folder), folder, "fewlabel")
+            self.box_threshold = load_threshold(self.student, folder, "fewlabel")
 
     def image(self, id: str) -> ExplainedImage:
         """All that was made of one image; of an image that was not pseudo-labelled, what its label would have been."""
-        image = standardise(self.dataset.image(id).grey())
+        image = self.dataset.image(id).normalised()
         config = self.recipe.label
         view = transfer.predict(self.teacher, image, config.views, config.batch)
         trained = id in self.store
@@ -135,7 +137,7 @@ class Explainer:
             teacher=view.probability,
             target=target,
             weight=weight,
-            student=None if self.student is None else predict(self.student, image),
+            **({} if self.student is None else said(self.student, image, self.box_threshold)),
         )
         labels = painted(label)
         seen = self._figures(id, image, view, labels, len(label.reasons))

@@ -139,7 +139,7 @@ class RunFolder:
         folder = self.stage(stage)
         found = next((read_json(path) for name in (MANIFEST, STARTED) if (path := folder / name).is_file()), None)
         if found is not None and found["fingerprint"] != fingerprint:
-            if not redo and self._costly(stage):
+            if not redo and self.costly(stage):
                 raise RunError(
                     f"Stage {stage!r} in {self.path} was made with other settings, data or code"
                     f"{_hint(found.get('settings'), settings)}; choose another run folder with --out, or give --redo to"
@@ -180,7 +180,7 @@ class RunFolder:
         (folder / STARTED).unlink(missing_ok=True)
         return True
 
-    def _costly(self, stage: Stage) -> bool:
+    def costly(self, stage: Stage) -> bool:
         """Whether replacing a stage would throw away hours: its own, or those of a stage behind it."""
         behind = [later for later in STAGES if stage in plan(later)]
         return any(later in COSTLY and self.stage(later).is_dir() for later in behind)

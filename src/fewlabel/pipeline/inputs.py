@@ -3,31 +3,32 @@
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from fewlabel.core.files import sha256_file, sha256_json
-from fewlabel.core.radiometry import standardise
 from fewlabel.data.augment import Patch
 from fewlabel.data.dataset import Dataset
+from fewlabel.data.joined import PREFIX, JoinedDataset
 from fewlabel.data.pool import Draw, patch_of_scene
-from fewlabel.data.readers.sirst import SirstDataset
+from fewlabel.data.readers import open_folder
 from fewlabel.data.synth import infrared
 from fewlabel.labels.soft import read_soft, soft_target
 from fewlabel.labels.store import LabelStore, target_and_weight
+from fewlabel.recipe import DataSection
 from fewlabel.sam.nano import NANO_FOLDER
 
 
-def open_dataset(root: Path, exclude: Iterable[str] = (), *, strict: bool = True) -> Dataset:
-    """Open a data set of the SIRST family without the images in `exclude`; see `SirstDataset` for `strict`."""
-    return SirstDataset(root, exclude=frozenset(exclude), strict=strict)
-
-
-def inventory(root: Path) -> str:
-    """Hash of the names, sizes and modification times of all files below a folder: changes when the data change."""
-    files = sorted(path for path in root.rglob("*") if path.is_file())
-    rows = [[str(path.relative_to(root)), path.stat().st_size, path.stat().st_mtime_ns] for path in files]
-    return sha256_json(rows)
+def open_dataset(data: DataSection, exclude: Iterable[str] = (), *, strict: bool = True) -> Dataset:
+    """Open a recipe's data without the images in `exclude`; see `fewlabel.data.readers.FolderDataset` for `strict`."""
+    left_out = frozenset(exclude)
+    options: dict[str, Any] = {"strict": strict, "max_pixels": data.max_pixels, "radiometry": data.radiometry}
+    dataset = open_folder(data.root, data.format, left_out, **options)
+    if data.unlabelled is None:
+        return dataset
+    inside = frozenset(id.removeprefix(PREFIX) for id in left_out if id.startswith(PREFIX))
+    return JoinedDataset(dataset, open_folder(data.unlabelled, "auto", inside, **options))
 
 
 def checkpoint_hash(name: str) -> str:
@@ -55,7 +56,7 @@ def _pseudo_patch(dataset: Dataset, store: LabelStore, id: str, soft: Path | Non
     label = store.get(id)
     target, weight = target_and_weight(label)
     belief = None if soft is None else soft_target(label, read_soft(soft / f"{id}.png"))
-    return Patch(standardise(dataset.unlabelled(id).image.grey()), target, weight, id, belief)
+    return Patch(dataset.unlabelled(id).image.normalised(), target, weight, id, belief)
 
 
 def draw_scenes(size: int) -> Draw:

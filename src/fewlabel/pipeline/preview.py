@@ -11,8 +11,9 @@ from fewlabel.data.augment import AugmentConfig, Patch, crop, jitter
 from fewlabel.data.dataset import Dataset
 from fewlabel.data.pool import patch_of
 from fewlabel.pipeline.inputs import draw_scenes, open_dataset
-from fewlabel.recipe import load_recipe
+from fewlabel.recipe import DataSection, load_recipe
 from fewlabel.report.preview import Preview, Row, View, write
+from fewlabel.students.detector.train import DetectorConfig
 from fewlabel.students.train import StudentConfig
 
 CROPS = 5  # of each image: with the whole image they fill the width of a page
@@ -31,19 +32,19 @@ def preview_recipe(path: Path, overrides: tuple[str, ...], out: Path, *, images:
     scenes: list[Patch] = []
     if recipe.student.synthetic_steps:
         scenes = draw_scenes(config.crop)(SCENES, np.random.default_rng(seed))
-    dataset = open_dataset(recipe.data.root, strict=False)
+    dataset = open_dataset(recipe.data, strict=False)
     preview(dataset, config, out, title=recipe.name, images=images, seed=seed, scenes=scenes)
 
 
 def preview_folder(root: Path, out: Path, *, images: int, seed: int) -> None:
     """Preview a data set on its own, with the crops that a student has by default; DataError as `preview`."""
-    dataset = open_dataset(root, strict=False)
+    dataset = open_dataset(DataSection.model_validate({"root": root}), strict=False)
     preview(dataset, StudentConfig(), out, title=dataset.name, images=images, seed=seed)
 
 
 def preview(
     dataset: Dataset,
-    config: StudentConfig,
+    config: StudentConfig | DetectorConfig,
     out: Path,
     *,
     title: str,
@@ -80,7 +81,7 @@ def preview(
     write(data, out)
 
 
-def row_of(patch: Patch, config: StudentConfig, rng: np.random.Generator, *, whole: bool) -> Row:
+def row_of(patch: Patch, config: StudentConfig | DetectorConfig, rng: np.random.Generator, *, whole: bool) -> Row:
     """An image with `CROPS` crops of it, drawn and varied as `fewlabel.data.augment.crop_batch` does."""
     crops = []
     for number in range(1, CROPS + 1):

@@ -2,21 +2,24 @@
 
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from fewlabel.core.errors import FewlabelError, RunError
-from fewlabel.core.files import read_json, write_text
+from fewlabel.core.files import read_json, sha256_json, write_text
 from fewlabel.data.dataset import Dataset
+from fewlabel.data.inventory import Inventory, difference, take
+from fewlabel.data.pixels import MAX_PIXELS
+from fewlabel.data.readers import find_layout
 from fewlabel.data.split import Split
 from fewlabel.pipeline import labelling, scoring, stages
 from fewlabel.pipeline.collect import collect
 from fewlabel.pipeline.folder import RunFolder, Stage, plan
-from fewlabel.pipeline.inputs import checkpoint_hash, inventory, open_dataset
+from fewlabel.pipeline.inputs import checkpoint_hash, open_dataset
 from fewlabel.pipeline.labelling import SUMMARY
-from fewlabel.recipe import Method, Recipe, dump_recipe
+from fewlabel.recipe import DataSection, Method, Recipe, dump_recipe
 from fewlabel.report.contents import PseudoLabels
 from fewlabel.report.page import write as write_report
 from fewlabel.report.summary import label_warning
@@ -42,6 +45,7 @@ class Run:
     keep_going: bool = False
     redo: bool = False
     device: str = "cpu"
+    _files: dict[Path, Inventory] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def folder(self) -> RunFolder:
@@ -51,7 +55,7 @@ class Run:
     @cached_property
     def dataset(self) -> Dataset:
         """The data set without the images that the check rejected."""
-        return open_dataset(self.recipe.data.root, [item["id"] for item in self._checked["rejected"]])
+        return open_dataset(self.recipe.data, [item["id"] for item in self._checked["rejected"]])
 
     @cached_property
     def _checked(self) -> dict[str, Any]:
@@ -95,6 +99,8 @@ class Run:
         done_now = self.folder.run_stage(stage, fingerprint, action, settings=settings, recipe=values, redo=self.redo)
         if done_now:
             write_text(self.path / "recipe.yaml", dump_recipe(self.recipe))
+        for path in list(self._files):
+            self._files.pop(path).save(path)  # only now: a run whose first stage fails leaves nothing behind
         seconds = (self.folder.manifest(stage) or {}).get("seconds", 0)
         print(f"{stage}: {f'done in {seconds:.0f} s' if done_now else 'already done'}", flush=True)
         if stage == "label":
@@ -112,8 +118,8 @@ class Run:
 
         def check_inputs() -> dict[str, Any]:
             masks_needed = recipe.split.fraction is not None
-            files = inventory(recipe.data.root)
-            return {"data.format": recipe.data.format, "files of the data": files, "masks needed": masks_needed}
+            data = {key: whole["data"][key] for key in ("format", "radiometry", "max_pixels")}
+            return {"data": data, "files of the data": self._data_hash(), "masks needed": masks_needed}
 
         def split_inputs() -> dict[str, Any]:
             return settings("split") | {"all-labels compared": "all-labels" in recipe.student.compare}
@@ -151,11 +157,36 @@ class Run:
         }
 
     def _check(self, out: Path) -> None:
-        root, fraction = self.recipe.data.root, self.recipe.split.fraction
-        print("\n".join(stages.check(root, out, keep_going=self.keep_going, fraction=fraction).lines()))
+        data, fraction = self.recipe.data, self.recipe.split.fraction
+        print(find_layout(data.root).sentence() if data.format == "auto" else f"format: {data.format}, as asked for")
+        print("\n".join(stages.check(data, out, keep_going=self.keep_going, fraction=fraction).lines()))
 
     def _split(self, out: Path) -> None:
-        stages.split(self.recipe, self.dataset, self._checked["areas"], out)
+        stages.split(self.recipe, self.dataset, self._checked, out)
+
+    def _data_hash(self) -> str:
+        """Hash of the data's files; what they were is kept in the run folder, so that a change can be named.
+
+        Raises:
+            RunError: The files have changed, and results that cost hours rest on what they were.
+        """
+        hashes = []
+        for name, root in (("data", self.recipe.data.root), ("unlabelled", self.recipe.data.unlabelled)):
+            if root is None:
+                continue
+            path = self.path / f"{name}-files.json"
+            known = Inventory.load(path) if path.is_file() else None
+            found = take(root, known)
+            changed = difference(known, found) if known is not None else ""
+            if changed and self.folder.costly("check") and not self.redo:
+                raise RunError(
+                    f"The files of {root} are no longer those that {self.path} was made from: {changed}; restore them,"
+                    " choose another run folder with --out, or give --redo to replace what rests on them."
+                )
+            if known is None or found.files != known.files:
+                self._files[path] = found
+            hashes.append(found.sha256)
+        return sha256_json(hashes)
 
     def _fingerprint(self, stage: Stage) -> str:
         manifest = self.folder.manifest(stage)
@@ -194,18 +225,29 @@ class Run:
         write_report(collect(self.recipe, self.folder, self.dataset, self.split), out / "report.html")
 
 
-def check_folder(root: Path, *, keep_going: bool = False, out: Path | None = None) -> None:
+def check_folder(
+    root: Path,
+    *,
+    keep_going: bool = False,
+    out: Path | None = None,
+    format: str = "auto",
+    max_pixels: int = MAX_PIXELS,
+) -> None:
     """Check a data set's folder on its own and print what is there.
 
     Args:
-        root: The folder.
+        root: The folder, or a file that is a whole data set.
         keep_going: List unusable images instead of stopping at the first.
-        out: Folder for check.json and rejected.csv; without one, what was rejected is printed.
+        out: Folder for check.json, check.html and rejected.csv; without one, what was rejected is printed.
+        format: Its layout; "auto" recognises it.
+        max_pixels: Largest height x width of an image that is decoded.
 
     Raises:
         DataError: An image or mask cannot be used, and `keep_going` is off.
     """
-    report = stages.check(root, out, keep_going=keep_going, fraction=None)
+    data = DataSection.model_validate({"format": format, "root": root, "max_pixels": max_pixels})
+    print(find_layout(root).sentence() if format == "auto" else f"format: {format}, as asked for")
+    report = stages.check(data, out, keep_going=keep_going, fraction=None)
     print("\n".join(report.lines()))
     if out is None:
         for problem in report.rejected:

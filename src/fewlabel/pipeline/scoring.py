@@ -10,7 +10,6 @@ from torch import nn
 
 from fewlabel.core.files import read_json, write_json
 from fewlabel.core.progress import track
-from fewlabel.core.radiometry import standardise
 from fewlabel.data.dataset import Dataset
 from fewlabel.data.split import Split
 from fewlabel.labels.store import LabelStore, target_and_weight
@@ -18,17 +17,29 @@ from fewlabel.metrics.roc import THRESHOLDS, RocMetric
 from fewlabel.metrics.scores import Scores
 from fewlabel.metrics.scores import evaluate as score
 from fewlabel.metrics.targets import Matching
+from fewlabel.pipeline.boxes import THRESHOLD_FILE, boxed_pairs, detections, score_boxes, score_pseudo_boxes
 from fewlabel.pipeline.folder import RunFolder
-from fewlabel.pipeline.trained import load_student
+from fewlabel.pipeline.trained import load_student, student_folder
 from fewlabel.recipe import Recipe
 from fewlabel.report.contents import PseudoLabels
 from fewlabel.report.summary import label_warning
+from fewlabel.students.detector.network import DETECTOR, Detector
 from fewlabel.students.predict import predict
 
-THRESHOLD = 0.5  # of every student's probability: a student must be usable as it comes
+THRESHOLD = 0.5  # of every probability of a mask: a student must be usable as it comes
 CURVE = THRESHOLDS[::2]  # of the ROC: 17 thresholds, one half among them; each costs a labelling of every image
 COLUMNS = (("IoU %", "IoU", 7), ("nIoU %", "nIoU", 7), ("hIoU %", "hIoU", 7), ("Pd %", "Pd", 7), ("Fa ppm", "Fa", 9))
 """Heading, key and width of the columns of the terminal's score table."""
+BOX_COLUMNS = (
+    ("AP50 %", "AP50", 7),
+    ("AP %", "AP", 7),
+    ("AR50 %", "AR50", 7),
+    ("prec %", "precision", 7),
+    ("rec %", "recall", 7),
+    ("IoU %", "IoU", 7),
+    ("Pd %", "Pd", 7),
+)
+"""The same for students that give boxes; the last two are known of pseudo-labels alone, which are masks."""
 
 
 def evaluate(recipe: Recipe, dataset: Dataset, split: Split, folder: RunFolder, out: Path) -> None:
@@ -40,15 +51,30 @@ def evaluate(recipe: Recipe, dataset: Dataset, split: Split, folder: RunFolder, 
     scores: dict[str, Any] = {}
     for method in recipe.methods if split.test else ():
         student = load_student(recipe, folder, method)
-        pairs = labelled_pairs(dataset, track(split.test, f"test {method}"))
+        listed = track(split.test, f"test {method}")
+        if isinstance(student, Detector):
+            found = detections(student, boxed_pairs(dataset, listed))
+            scores[method] = score_boxes(found, load_threshold(student, folder, method))
+            continue
+        pairs = labelled_pairs(dataset, listed)
         scores[method] = score_with_curve(((predict(student, image), truth) for image, truth in pairs), matching)
     pseudo = read_json(folder.stage("label") / "summary.json")
     if known := [id for id in split.unlabelled if dataset.has_mask(id)]:
         store = LabelStore(folder.stage("label") / "labels")
         truth = ((target_and_weight(store.get(id))[0], dataset.labelled(id).instances.semantic()) for id in known)
         pseudo["truth"] = score(truth, matching=matching)
-    content = {"methods": scores, "pseudo_labels": pseudo, "threshold": THRESHOLD, "matching": matching}
-    write_json(out / "scores.json", content)
+        if recipe.student.network == DETECTOR:
+            pseudo["truth"] |= score_pseudo_boxes(dataset, store, known)
+    # A detector has a threshold of its own among its scores.
+    shared = {} if recipe.student.network == DETECTOR else {"threshold": THRESHOLD}
+    write_json(out / "scores.json", {"methods": scores, "pseudo_labels": pseudo, **shared, "matching": matching})
+
+
+def load_threshold(student: nn.Module, folder: RunFolder, method: str) -> float:
+    """The score above which pixels or boxes of a method's student count: of a detector the one chosen for it."""
+    if not isinstance(student, Detector):
+        return THRESHOLD
+    return float(read_json(student_folder(folder, method) / THRESHOLD_FILE)["value"])
 
 
 def score_with_curve(maps: Iterable[tuple[np.ndarray, np.ndarray]], matching: Matching) -> dict[str, Any]:
@@ -75,7 +101,7 @@ def labelled_pairs(dataset: Dataset, ids: Iterable[str]) -> Iterator[tuple[np.nd
     """Standardised images float32 `(H, W)` with their truth bool `(H, W)`, read one at a time."""
     for id in ids:
         sample = dataset.labelled(id)
-        yield standardise(sample.image.grey()), sample.instances.semantic()
+        yield sample.image.normalised(), sample.instances.semantic()
 
 
 def validation_pairs(dataset: Dataset, split: Split) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -107,9 +133,11 @@ def score_table(folder: Path) -> str:
     rows = dict(content["methods"])
     if truth := content["pseudo_labels"].get("truth"):
         rows["(pseudo-labels)"] = truth
-    head = " ".join(f"{heading:>{width}s}" for heading, _, width in COLUMNS)
-    lines = [f"{'method':24s} {head}   ({content['matching']} matching, test list)"]
+    boxes = any("AP50" in row for row in rows.values())
+    columns, note = (BOX_COLUMNS, "test list") if boxes else (COLUMNS, f"{content['matching']} matching, test list")
+    head = " ".join(f"{heading:>{width}s}" for heading, _, width in columns)
+    lines = [f"{'method':24s} {head}   ({note})"]
     for name, row in rows.items():
-        cells = (f"{'–' if row[key] is None else f'{row[key]:.1f}':>{width}s}" for _, key, width in COLUMNS)
+        cells = (f"{'–' if row.get(key) is None else f'{row[key]:.1f}':>{width}s}" for _, key, width in columns)
         lines.append(f"{name:24s} {' '.join(cells)}")
     return "\n".join([*lines, *ending])

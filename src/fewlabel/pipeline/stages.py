@@ -10,17 +10,23 @@ from fewlabel.core.files import read_json, sha256_json, write_json
 from fewlabel.data.check import CheckReport
 from fewlabel.data.check import check as check_dataset
 from fewlabel.data.dataset import Dataset
+from fewlabel.data.duplicates import Duplicates, cluster_groups
+from fewlabel.data.groups import dataset_groups, join_groups, pattern_groups
 from fewlabel.data.pool import PatchPool, loaders, unlabelled_loaders
 from fewlabel.data.split import Split, make_split
 from fewlabel.labels.store import LabelStore
 from fewlabel.metrics.scores import evaluate as score
+from fewlabel.pipeline.boxes import Validation
 from fewlabel.pipeline.inputs import draw_scenes, open_dataset, pseudo_loaders
 from fewlabel.pipeline.labelling import CURVE_POINTS, LABELS, SOFT, SUMMARY, validation_of_teacher
 from fewlabel.pipeline.scoring import figures, predictions, validation_pairs
 from fewlabel.pipeline.trained import fresh_student
-from fewlabel.recipe import Method, Recipe
+from fewlabel.recipe import DataSection, Method, Recipe, SplitSection
+from fewlabel.report import check_page
 from fewlabel.scalpel.distill import teach
 from fewlabel.scalpel.teacher import ScalpelTeacher
+from fewlabel.students.detector.network import Detector
+from fewlabel.students.detector.train import DetectorConfig, train_detector
 from fewlabel.students.mean_teacher import train_mean_teacher
 from fewlabel.students.train import train_student
 from fewlabel.training.checkpoint import load_weights
@@ -32,11 +38,11 @@ FROM_SCENES: frozenset[Method] = frozenset({"fewlabel", "synthetic-pretrained", 
 ONLINE_SHARE = 0.5  # of a batch that is not for fewlabel's online learning: labels and pseudo-labels
 
 
-def check(root: Path, out: Path | None, *, keep_going: bool, fraction: float | None) -> CheckReport:
-    """Decode everything once; writes check.json and rejected.csv.
+def check(data: DataSection, out: Path | None, *, keep_going: bool, fraction: float | None) -> CheckReport:
+    """Decode everything once; writes check.json, check.html and rejected.csv.
 
     Args:
-        root: The data set's folder.
+        data: Where the images are.
         out: Where to write; nothing is written when absent.
         keep_going: List unusable images as rejected instead of stopping.
         fraction: Labelled share that the split will take. With one, every training image has to have a mask, so that
@@ -45,35 +51,46 @@ def check(root: Path, out: Path | None, *, keep_going: bool, fraction: float | N
     Raises:
         DataError: Something cannot be used, and `keep_going` is off.
     """
-    dataset = open_dataset(root, strict=False)
+    dataset = open_dataset(data, strict=False)
     required = dataset.test_ids if fraction is None else (*dataset.train_ids, *dataset.test_ids)
     rejected = None if out is None else out / "rejected.csv"
     report = check_dataset(dataset, keep_going=keep_going, require_masks=required, rejected_csv=rejected)
     if out is not None:
         write_json(out / "check.json", report.to_json())
+        check_page.write(report, dataset, out / "check.html")
     return report
 
 
-def split(recipe: Recipe, dataset: Dataset, areas: dict[str, float], out: Path) -> None:
+def split(recipe: Recipe, dataset: Dataset, checked: dict[str, Any], out: Path) -> None:
     """Choose labelled, validation and unlabelled images; writes split.json.
+
+    Args:
+        recipe: The run's recipe.
+        dataset: The data set.
+        checked: What the check stage wrote.
+        out: Where to write.
 
     Raises:
         DataError: The labelled share holds no target, or `all-labels` is to be compared but masks are missing: both
             would be found out only after hours.
     """
-    section = recipe.split
+    section, areas, classes = recipe.split, checked["areas"], checked["classes_of"]
     made = make_split(
         dataset.train_ids,
         {id: areas[id] for id in dataset.train_ids if id in areas},
         fraction=section.fraction,
+        count=section.count,
         seed=section.seed,
         validation_share=section.validation_share,
         test_ids=dataset.test_ids,
+        classes={id: classes[id] for id in dataset.train_ids if id in classes},
+        class_names=dataset.classes,
+        groups=split_groups(section, dataset, checked),
     )
     if not any(areas[id] > 0 for id in made.train):
         raise DataError(
             f"None of the {len(made.train)} labelled images of {recipe.data.root} shows a target, so nothing can be"
-            " learned; label some that do, or raise split.fraction."
+            " learned; label some that do, or label more images."
         )
     missing = next((id for id in made.unlabelled if not dataset.has_mask(id)), None)
     if missing is not None and "all-labels" in recipe.student.compare:
@@ -82,6 +99,18 @@ def split(recipe: Recipe, dataset: Dataset, areas: dict[str, float], out: Path) 
             " student.compare."
         )
     made.save(out / "split.json")
+
+
+def split_groups(section: SplitSection, dataset: Dataset, checked: dict[str, Any]) -> dict[str, str] | None:
+    """The groups of images that a split must not tear; None where every image is free."""
+    groupings = []
+    if section.groups == "layout":
+        groupings.append(dataset_groups(dataset))
+    elif section.groups is not None:
+        groupings.append(pattern_groups(dataset.train_ids, section.groups))
+    if section.twins_together:
+        groupings.append(cluster_groups(Duplicates.from_json(checked["duplicates"])))
+    return join_groups(*groupings) if groupings else None
 
 
 def teach_teacher(recipe: Recipe, dataset: Dataset, split: Split, out: Path, *, inputs: str, device: str) -> None:
@@ -112,15 +141,14 @@ def train_synthetic(recipe: Recipe, out: Path, *, device: str) -> None:
     section = recipe.student
     if not section.synthetic_steps:
         return
-    train_student(
-        fresh_student(recipe),
-        draw_scenes(section.training.crop),
-        section.training.model_copy(update={"steps": section.synthetic_steps}),
-        out,
-        seed=recipe.seed,
-        label="student on rendered scenes",
-        device=device,
-    )
+    student, draw = fresh_student(recipe), draw_scenes(section.training.crop)
+    options = section.training.model_copy(update={"steps": section.synthetic_steps})
+    common: dict[str, Any] = {"seed": recipe.seed, "label": "student on rendered scenes", "device": device}
+    if isinstance(options, DetectorConfig):
+        assert isinstance(student, Detector)  # made for the same options
+        train_detector(student, draw, options, out, **common)
+    else:
+        train_student(student, draw, options, out, **common)
 
 
 def train_method(
@@ -135,7 +163,7 @@ def train_method(
     inputs: str,
     device: str,
 ) -> None:
-    """Train the student by one method; writes its folder with weights and log.
+    """Train the student by one method; writes its folder with weights and log, of a detector also its threshold.
 
     Args:
         method: Decides the start and the images. `fewlabel`, `synthetic-pretrained` and `mean-teacher` begin where the
@@ -155,6 +183,20 @@ def train_method(
     if method in FROM_SCENES and section.synthetic_steps:
         load_weights(synthetic / WEIGHTS, student)
     pool = method_pool(method, recipe, dataset, split, labels)
+    common: dict[str, Any] = {
+        "seed": recipe.seed,
+        "label": f"student {method}",
+        "device": device,
+        "validate_every": max(section.training.steps // CURVE_POINTS, 1),
+        "fingerprint": sha256_json([method, inputs]),
+    }
+    if isinstance(section.training, DetectorConfig):
+        assert isinstance(student, Detector)  # made for the same options
+        validation = Validation(dataset, split)
+        common |= {"validate": validation.figures if validation.pairs else None}
+        train_detector(student, pool.draw, section.training, out / method, **common)
+        validation.write_threshold(student, out / method)
+        return
     online = method == "mean-teacher" or (method == "fewlabel" and section.online)
     unlabelled = unlabelled_pool(dataset, split) if online else None
     held_out = validation_pairs(dataset, split)
@@ -162,13 +204,8 @@ def train_method(
     def validate(model: nn.Module) -> dict[str, float]:
         return figures(score(predictions(model, held_out)))
 
-    common: dict[str, Any] = {
-        "seed": recipe.seed,
-        "label": f"student {method}",
-        "device": device,
+    common |= {
         "validate": validate if held_out else None,
-        "validate_every": max(section.training.steps // CURVE_POINTS, 1),
-        "fingerprint": sha256_json([method, inputs]),
         "soft_weight": section.soft_weight if method == "fewlabel" else 0.0,
     }
     if unlabelled is None:

@@ -9,6 +9,8 @@ from fewlabel.core.errors import DataError, RunError
 from fewlabel.pipeline.folder import MANIFEST, RunFolder, Stage
 from fewlabel.recipe import Recipe, parse_recipe
 from fewlabel.students import create
+from fewlabel.students.detector.network import Detector
+from fewlabel.students.detector.train import DetectorConfig
 from fewlabel.training.checkpoint import load_weights
 from fewlabel.training.loop import WEIGHTS
 
@@ -17,6 +19,8 @@ def fresh_student(recipe: Recipe) -> nn.Module:
     """The untrained student; its weights depend on the recipe's seed alone, so every method starts from the same."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
+        if isinstance(recipe.student.training, DetectorConfig):
+            return Detector(recipe.student.training.crop)
         return create(recipe.student.network)
 
 

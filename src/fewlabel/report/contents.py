@@ -44,9 +44,10 @@ class ScoreRow:
     Attributes:
         method: `labels-only`, `synthetic-pretrained`, `fewlabel`, `all-labels`, `teacher` or another method's name; the
             summary compares `fewlabel` with the others.
-        metrics: `IoU`, `nIoU`, `hIoU` and `Pd` in percent, `Fa` in false pixels per million; other keys are left out of
-            the table, and a missing or non-finite one is shown as not measured.
-        matching: Rule that pairs predicted with true targets for Pd and Fa, e.g. `nearest`.
+        metrics: `IoU`, `nIoU`, `hIoU` and `Pd` in percent, `Fa` in false pixels per million; of students that give
+            boxes `AP50`, `AP`, `AR50`, `precision` and `recall` in percent. Other keys are left out of the table, and a
+            missing or non-finite one is shown as not measured.
+        matching: Rule that pairs predicted with true targets for Pd and Fa, e.g. `nearest`; boxes have their own.
         label: Name shown; empty for the usual name of the method.
         sizes: Pd by area of the target, from small to large; empty when not counted.
         curve: Pd against Fa over the threshold, None where undefined; None when not measured.
@@ -170,6 +171,8 @@ class Example:
         target: bool (H, W) accepted pseudo-label, or None for an image that has none (a test image, say).
         weight: float (H, W) weight of each pixel in the student's loss, 0 = ignored; None counts as 1 everywhere.
         student: float (H, W) student's probability in [0, 1], or None.
+        boxes: float32 (N, 4) xyxy in pixel edges, the boxes that count of a student that gives boxes, or None.
+        box_scores: float32 (N,) in [0, 1], their scores; comes with `boxes`.
     """
 
     id: str
@@ -180,6 +183,8 @@ class Example:
     target: np.ndarray | None = None
     weight: np.ndarray | None = None
     student: np.ndarray | None = None
+    boxes: np.ndarray | None = None
+    box_scores: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if self.image.ndim != 2 or 0 in self.image.shape:
@@ -191,6 +196,11 @@ class Example:
                     f"Example {self.id!r} of the report has {name} of shape {value.shape} beside an image of shape "
                     f"{self.image.shape}; pass maps of the image's size."
                 )
+        counts = [None if values is None else len(values) for values in (self.boxes, self.box_scores)]
+        if counts[0] != counts[1]:
+            raise RunError(
+                f"Example {self.id!r} of the report has {counts[0]} boxes and {counts[1]} scores; pass one score each."
+            )
         if self.priors.ndim != 3 or self.priors.shape[1:] != self.image.shape:
             raise RunError(
                 f"Example {self.id!r} of the report has priors of shape {self.priors.shape}; pass (operators, "
@@ -222,6 +232,7 @@ class ReportData:
         recipe: The recipe as YAML text.
         facts: The data set and its split.
         student: Name of the student network, e.g. `acm`.
+        boxes: Whether the student gives boxes.
         sam: Name of the SAM that was adapted; `nano` (or a name that starts with `nano`) is the embedded one.
         scores: Score rows in the order of the table.
         pseudo_labels: Outcome of the labelling stage, or None when there was none.
@@ -242,6 +253,7 @@ class ReportData:
     facts: DataFacts
     student: str
     sam: str
+    boxes: bool = False
     scores: Sequence[ScoreRow] = ()
     pseudo_labels: PseudoLabels | None = None
     curves: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)

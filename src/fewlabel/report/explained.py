@@ -111,6 +111,7 @@ class Explanation:
         experts: Names of the E experts that gates choose among.
         images: The images.
         notes: Sentences that a reader must know.
+        boxes: Whether the student gives boxes.
     """
 
     title: str
@@ -121,6 +122,7 @@ class Explanation:
     experts: Sequence[str]
     images: Sequence[ExplainedImage]
     notes: Sequence[str] = field(default_factory=tuple)
+    boxes: bool = False
 
 
 def build(data: Explanation) -> str:
@@ -145,7 +147,7 @@ def _image(image: ExplainedImage, data: Explanation) -> dict[str, Any]:
     shown = list(enumerate(image.proposals, start=1))[:SHOWN]
     marks = [asdict(_mark(image.labels == number, one.verdict, number, window)) for number, one in shown]
     first, *others = drawn["panels"]
-    results = [panel | {"marks": marks if panel["title"] == "pseudo-label" else []} for panel in others[count:]]
+    results = [panel | ({"marks": marks} if panel["title"] == "pseudo-label" else {}) for panel in others[count:]]
     return drawn | {
         "part": image.part,
         "trained": image.trained,

@@ -44,6 +44,8 @@ METRICS = (
     ("Fa", "Fa", "per 10⁶ px", False),
 )
 """Key, name, unit, and whether higher is better."""
+BOX_METRICS = tuple((key, key, "%", True) for key in ("AP50", "AP", "AR50", "precision", "recall"))
+"""The same for students that give boxes."""
 
 
 def build(data: ReportData) -> str:
@@ -63,6 +65,7 @@ def build(data: ReportData) -> str:
         warning=label_warning(data.pseudo_labels),
         sam=sam_line(data.sam),
         scores=score_table(data),
+        qualities=(*BOX_METRICS, *METRICS) if data.boxes else METRICS,
         sizes=size_table(data.scores, data.pseudo_labels),
         roc=roc(data.scores),
         matchings=sorted({row.matching for row in data.scores}),
@@ -104,23 +107,25 @@ def score_table(data: ReportData) -> dict[str, Any]:
         data: What the report says.
 
     Returns:
-        `metrics`: the columns; `rows`: name, method, matching, difference in IoU to labels only (None where that is
-        unknown or the row itself), and per metric the value (None when not measured) and the bar's length in percent:
-        of 100 % for the shares, of the highest value for Fa.
+        `metrics`: the columns, the one that methods are compared by first; `rows`: name, method, matching, difference
+        in that one to labels only (None where that is unknown or the row itself), and per metric the value (None when
+        not measured) and the bar's length in percent: of 100 % for the shares, of the highest value for Fa.
     """
+    metrics = BOX_METRICS if data.boxes else METRICS
+    main = metrics[0][0]
     highest = max((value for row in data.scores if (value := score(row, "Fa")) is not None), default=0.0)
-    base = next((score(row, "IoU") for row in data.scores if row.method == "labels-only"), None)
+    base = next((score(row, main) for row in data.scores if row.method == "labels-only"), None)
     rows = []
     for row in data.scores:
         cells = []
-        for key, _, _, _ in METRICS:
+        for key, _, _, _ in metrics:
             value = score(row, key)
             full = (highest or 1.0) if key == "Fa" else 100.0
             cells.append({"value": value, "bar": 0.0 if value is None else min(max(100 * value / full, 0.0), 100.0)})
-        iou = score(row, "IoU")
-        gain = None if iou is None or base is None or row.method == "labels-only" else iou - base
+        value = score(row, main)
+        gain = None if value is None or base is None or row.method == "labels-only" else value - base
         rows.append({"name": row.name, "method": row.method, "matching": row.matching, "gain": gain, "cells": cells})
-    return {"metrics": METRICS, "rows": rows}
+    return {"metrics": metrics, "rows": rows}
 
 
 def outcomes(labels: PseudoLabels | None) -> list[dict[str, Any]]:

@@ -5,15 +5,16 @@ Targets are a few pixels across, so each picture comes twice: whole, and as a wi
 
 import base64
 import io
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
 from PIL import Image as PilImage
 
-from fewlabel.core.masks import components
+from fewlabel.core.masks import component_boxes, components
 from fewlabel.report.contents import Example
 
 GREYS = 64
@@ -28,11 +29,11 @@ IGNORED = np.array([150, 110, 255], dtype=np.float32)
 
 @dataclass(frozen=True)
 class Mark:
-    """A numbered outline on a picture.
+    """An outline with a number on a picture.
 
     Attributes:
-        verdict: What the gate said, which decides the colour.
-        number: The number, written at the upper right of the outline.
+        verdict: What the gate said, or `found` for a box of the student; decides the colour.
+        number: The number of a proposal or the score of a box, written at the upper right of the outline.
         x: Right border of the outline, in pixels of the image.
         y: Upper border.
         whole: SVG path in the whole picture.
@@ -40,7 +41,7 @@ class Mark:
     """
 
     verdict: str
-    number: int
+    number: int | str
     x: int
     y: int
     whole: str
@@ -58,7 +59,8 @@ class Panel:
         zoom: Window of the map as a PNG data address, one PNG pixel per image pixel.
         truth: SVG path of the true targets' outline in the window; empty when unknown or out of sight.
         outline: SVG path of the predicted targets' outline in the window; empty when there is none.
-        marks: Numbered outlines on top.
+        marks: Outlines with numbers on top.
+        whole_truth: SVG path of the true targets in the whole picture; empty where it is not drawn there.
     """
 
     title: str
@@ -68,6 +70,7 @@ class Panel:
     truth: str
     outline: str
     marks: tuple[Mark, ...] = ()
+    whole_truth: str = ""
 
 
 @dataclass(frozen=True)
@@ -201,6 +204,22 @@ def outline(mask: np.ndarray) -> str:
     return "".join(strokes)
 
 
+def box_path(boxes: np.ndarray, window: Window | None = None) -> str:
+    """SVG path of rectangles.
+
+    Args:
+        boxes: float (N, 4) xyxy in pixel edges of the image.
+        window: Draw in its coordinates, without the boxes that lie outside it; None for the whole image.
+
+    Returns:
+        One closed rectangle per box, to a tenth of a pixel; parts beyond the picture are left to the page to cut.
+    """
+    if window is not None:
+        boxes = boxes - np.array([window.left, window.top] * 2)
+        boxes = boxes[(boxes[:, 2:] > 0).all(1) & (boxes[:, :2] < window.size).all(1)]
+    return "".join(f"M{x0:.1f} {y0:.1f}H{x1:.1f}V{y1:.1f}H{x0:.1f}Z" for x0, y0, x1, y1 in boxes)
+
+
 def find_window(example: Example, least: int = LEAST, most: int = MOST) -> Window:
     """Choose the window to enlarge.
 
@@ -269,10 +288,26 @@ def panels(example: Example, operators: Sequence[str] = ()) -> tuple[Window, lis
         text = f"Pseudo-label with {components(example.target)[1]} accepted target(s)"
         levels = overlay_levels(example.image, example.target, example.weight)
         drawn.append(panel("pseudo-label", text, levels, overlay_palette()))
+    if example.boxes is not None and example.box_scores is not None:
+        drawn.append(_boxes_panel(panel, example, window, grey))
     if example.student is not None:
         levels = map_levels(example.student, unit=True)
         drawn.append(panel("student", "Probability of the student", levels, map_palette(), _above(example.student)))
     return window, drawn
+
+
+def _boxes_panel(panel: Callable[..., Panel], example: Example, window: Window, grey: np.ndarray) -> Panel:
+    """The student's boxes with their scores and, dashed, the true ones, on the image."""
+    assert example.boxes is not None and example.box_scores is not None  # the caller has looked
+    marks = []
+    for box, value in zip(example.boxes, example.box_scores, strict=True):
+        right, top = math.ceil(box[2]), math.floor(box[1])
+        marks.append(Mark("found", f"{value:.2f}", right, top, box_path(box[None]), box_path(box[None], window)))
+    base = panel("student", f"{len(marks)} box(es) of the student", grey, grey_palette())
+    if example.truth is None:
+        return replace(base, marks=tuple(marks))
+    true = component_boxes(*components(example.truth))
+    return replace(base, marks=tuple(marks), truth=box_path(true, window), whole_truth=box_path(true))
 
 
 def pictures(example: Example, operators: Sequence[str] = ()) -> dict[str, Any]:
@@ -298,6 +333,18 @@ def _above(probability: np.ndarray) -> np.ndarray:
     return _finite(probability) > 0.5
 
 
+def _found(example: Example) -> np.ndarray | None:
+    """Pixels, bool (H, W), that the student calls target or that lie in its boxes; None without a student."""
+    if example.student is not None:
+        return _above(example.student)
+    if example.boxes is None:
+        return None
+    inside = np.zeros(example.image.shape, dtype=bool)
+    for x0, y0, x1, y1 in example.boxes:
+        inside[math.floor(y0) : math.ceil(y1), math.floor(x0) : math.ceil(x1)] = True
+    return inside
+
+
 def _finite(values: np.ndarray) -> np.ndarray:
     """float32 copy of `values` in which non-finite entries are replaced by the lowest finite one (0 when none is)."""
     array = np.asarray(values, dtype=np.float32)
@@ -321,13 +368,14 @@ def _runs(flags: np.ndarray) -> list[tuple[int, int]]:
 
 def _spot(example: Example) -> np.ndarray:
     """Pixels, bool (H, W) and not empty, that the window is centred on."""
+    found = _found(example)
     for mask in (example.truth, example.target):
         if mask is None or not mask.any():
             continue
         labels, count = components(mask)
         areas = np.bincount(labels.ravel(), minlength=count + 1)[1:]
-        if mask is example.truth and example.student is not None:
-            hits = np.bincount(labels[_above(example.student)], minlength=count + 1)[1:]
+        if mask is example.truth and found is not None:
+            hits = np.bincount(labels[found], minlength=count + 1)[1:]
             areas = np.where((hits == 0).any() & (hits > 0), 0, areas)
         return np.asarray(labels == int(np.argmax(areas)) + 1)
     source = next(m for m in (example.student, example.teacher, example.image) if m is not None)

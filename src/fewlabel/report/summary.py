@@ -7,7 +7,20 @@ from dataclasses import dataclass
 from fewlabel.report.contents import PseudoLabels, ScoreRow
 
 LEVEL = 0.05
-"""Differences below this many IoU points vanish in the one decimal that the page shows."""
+"""Differences below this many points vanish in the one decimal that the page shows."""
+OTHERS = {
+    "IoU": (
+        ("nIoU", 1, "\u00a0%", "nIoU"),
+        ("Pd", 1, "\u00a0%", "the share of targets found (Pd)"),
+        ("Fa", -1, " per million pixels", "the false alarms (Fa)"),
+    ),
+    "AP50": (
+        ("AP", 1, "\u00a0%", "AP"),
+        ("recall", 1, "\u00a0%", "recall"),
+        ("precision", 1, "\u00a0%", "precision"),
+    ),
+}
+"""By the main metric: key, sign (1 where higher is better), unit and name of those that may tell another story."""
 
 
 @dataclass(frozen=True)
@@ -16,13 +29,13 @@ class Difference:
 
     Attributes:
         name: Name of the other row.
-        other: IoU of the other row in percent.
-        iou: IoU of fewlabel minus that, in points.
+        other: Main metric of the other row in percent.
+        gain: That of fewlabel minus it, in points.
     """
 
     name: str
     other: float
-    iou: float
+    gain: float
 
 
 @dataclass(frozen=True)
@@ -33,14 +46,16 @@ class Verdict:
         tone: `better`, `worse` or `level` against labels only; `unknown` when one of the two was not measured.
         headline: One sentence.
         details: Further sentences: the other metrics, the gap to all labels, the caution about one seed.
-        iou: IoU of fewlabel in percent, or None.
-        differences: fewlabel against each other row that has an IoU.
+        metric: The main metric: `IoU`, or `AP50` of students that give boxes.
+        value: That of fewlabel in percent, or None.
+        differences: fewlabel against each other row that has it.
     """
 
     tone: str
     headline: str
     details: tuple[str, ...]
-    iou: float | None
+    metric: str
+    value: float | None
     differences: tuple[Difference, ...]
 
 
@@ -50,8 +65,13 @@ def score(row: ScoreRow | None, metric: str) -> float | None:
     return float(value) if value is not None and math.isfinite(value) else None
 
 
+def main_metric(rows: Sequence[ScoreRow]) -> str:
+    """What methods are compared by: `AP50` where the students give boxes, else `IoU`."""
+    return "AP50" if any("AP50" in row.metrics for row in rows) else "IoU"
+
+
 def judge(rows: Sequence[ScoreRow]) -> Verdict:
-    """Compare `fewlabel` with the other rows, by IoU on the test images.
+    """Compare `fewlabel` with the other rows, by the main metric on the test images.
 
     Args:
         rows: Score rows; of rows with the same method the first counts.
@@ -63,31 +83,32 @@ def judge(rows: Sequence[ScoreRow]) -> Verdict:
     for row in rows:
         by_method.setdefault(row.method, row)
     ours, base, full = (by_method.get(method) for method in ("fewlabel", "labels-only", "all-labels"))
-    iou, low, high = score(ours, "IoU"), score(base, "IoU"), score(full, "IoU")
-    differences = () if iou is None else _differences(iou, rows)
-    if iou is None:
-        return Verdict("unknown", "This run holds no score of a fewlabel student.", (), None, differences)
+    metric = main_metric(rows)
+    value, low, high = score(ours, metric), score(base, metric), score(full, metric)
+    differences = () if value is None else _differences(metric, value, rows)
+    if value is None:
+        return Verdict("unknown", "This run holds no score of a fewlabel student.", (), metric, None, differences)
     if ours is None or base is None or low is None:
         text = (
-            f"The fewlabel student reached an IoU of {iou:.1f}\u00a0%; without a student trained on the labels only, "
-            "nothing can be said about the gain."
+            f"The fewlabel student reached an {metric} of {value:.1f}\u00a0%; without a student trained on the labels "
+            "only, nothing can be said about the gain."
         )
-        return Verdict("unknown", text, (), iou, differences)
+        return Verdict("unknown", text, (), metric, value, differences)
 
-    gain = iou - low
-    values = f"({iou:.1f}\u00a0% against {low:.1f}\u00a0%)"
+    gain = value - low
+    values = f"({value:.1f}\u00a0% against {low:.1f}\u00a0%)"
     if abs(gain) < LEVEL:
         tone = "level"
-        text = f"fewlabel did not beat training on the labels only: their IoU is level {values}."
+        text = f"fewlabel did not beat training on the labels only: their {metric} is level {values}."
     elif gain > 0:
         tone = "better"
-        text = f"fewlabel beat training on the labels only by {gain:.1f} points of IoU {values}."
+        text = f"fewlabel beat training on the labels only by {gain:.1f} points of {metric} {values}."
     else:
         tone = "worse"
-        text = f"fewlabel did not beat training on the labels only: it lost {-gain:.1f} points of IoU {values}."
-    details = [*_other_metrics(ours, base, gain), *_other_baselines(by_method, iou)]
+        text = f"fewlabel did not beat training on the labels only: it lost {-gain:.1f} points of {metric} {values}."
+    details = [*_other_metrics(metric, ours, base, gain), *_other_baselines(metric, by_method, value)]
     if high is not None and high - low >= LEVEL and gain >= LEVEL:
-        if iou < high:
+        if value < high:
             details.append(
                 f"That is {100 * gain / (high - low):.0f}\u00a0% of the way from the labels only to all labels."
             )
@@ -96,27 +117,23 @@ def judge(rows: Sequence[ScoreRow]) -> Verdict:
     details.append(
         "This is one split and one seed: how far such a difference moves between seeds cannot be seen from one run."
     )
-    return Verdict(tone, text, tuple(details), iou, differences)
+    return Verdict(tone, text, tuple(details), metric, value, differences)
 
 
-def _differences(iou: float, rows: Sequence[ScoreRow]) -> tuple[Difference, ...]:
-    """IoU of fewlabel against each other row that has one."""
-    pairs = [(row.name, score(row, "IoU")) for row in rows if row.method != "fewlabel"]
-    return tuple(Difference(name, other, iou - other) for name, other in pairs if other is not None)
+def _differences(metric: str, value: float, rows: Sequence[ScoreRow]) -> tuple[Difference, ...]:
+    """Main metric of fewlabel against each other row that has one."""
+    pairs = [(row.name, score(row, metric)) for row in rows if row.method != "fewlabel"]
+    return tuple(Difference(name, other, value - other) for name, other in pairs if other is not None)
 
 
-def _other_metrics(ours: ScoreRow, base: ScoreRow, gain: float) -> list[str]:
-    """Say where another metric tells a different story from IoU; nothing when all agree."""
+def _other_metrics(main: str, ours: ScoreRow, base: ScoreRow, gain: float) -> list[str]:
+    """Say where another metric tells a different story from the main one; nothing when all agree."""
     if ours.matching != base.matching:
         return ["Pd and Fa of the two were measured with different matching rules and cannot be compared."]
     against = []
-    for metric, sign, digits, unit, noun in (
-        ("nIoU", 1, 1, "\u00a0%", "nIoU"),
-        ("Pd", 1, 1, "\u00a0%", "the share of targets found (Pd)"),
-        ("Fa", -1, 1, " per million pixels", "the false alarms (Fa)"),
-    ):
+    for metric, sign, unit, noun in OTHERS[main]:
         new, old = score(ours, metric), score(base, metric)
-        if new is None or old is None or round(new, digits) == round(old, digits):
+        if new is None or old is None or round(new, 1) == round(old, 1):
             continue
         if sign * (new - old) * (gain if abs(gain) >= LEVEL else 1) < 0:
             verb = "rose" if new > old else "fell"
@@ -127,13 +144,13 @@ def _other_metrics(ours: ScoreRow, base: ScoreRow, gain: float) -> list[str]:
     return [f"{'Not everything improved' if worse else 'Not everything got worse'}: {'; '.join(against)}."]
 
 
-def _other_baselines(by_method: dict[str, ScoreRow], iou: float) -> list[str]:
+def _other_baselines(metric: str, by_method: dict[str, ScoreRow], value: float) -> list[str]:
     """Name each further row, all labels apart, that did better than fewlabel."""
     skipped = {"fewlabel", "labels-only", "all-labels"}
     better = [
-        f"{row.name} ({value:.1f}\u00a0%)"
+        f"{row.name} ({other:.1f}\u00a0%)"
         for method, row in by_method.items()
-        if method not in skipped and (value := score(row, "IoU")) is not None and value - iou >= LEVEL
+        if method not in skipped and (other := score(row, metric)) is not None and other - value >= LEVEL
     ]
     return [f"Higher than fewlabel: {', '.join(better)}."] if better else []
 

@@ -14,7 +14,7 @@ from fewlabel.core.errors import DataError, ModelError, RunError
 from fewlabel.core.radiometry import standardise, to_unit
 from fewlabel.core.types import Image
 from fewlabel.data.pixels import FileError, read_image
-from fewlabel.data.readers.sirst import ENDINGS
+from fewlabel.data.readers.base import ENDINGS
 from fewlabel.sam.promptable import Embedding, PromptableSegmenter
 from fewlabel.sam.shards import ShardStore
 

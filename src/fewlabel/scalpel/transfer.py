@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from fewlabel.core.errors import RunError
 from fewlabel.core.masks import components, encode
 from fewlabel.core.progress import progress
-from fewlabel.core.radiometry import standardise
 from fewlabel.core.types import Image, Instances
 from fewlabel.data.tiles import OVERLAP, TILE, over_tiles
 from fewlabel.labels.gate import Candidate, GateConfig, decide
@@ -236,7 +235,7 @@ def label_images(
     try:
         with progress("label", len(ids), start=len(ids) - len(todo)) as advance:
             for done, id in enumerate(todo, start=len(ids) - len(todo) + 1):
-                image = standardise(read(id).grey())
+                image = read(id).normalised()
                 view = predict(teacher, image, config.views, config.batch)
                 if not np.isfinite(view.probability).all():
                     raise RunError(

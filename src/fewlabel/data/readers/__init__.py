@@ -6,15 +6,33 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fewlabel.core.errors import DataError
+from fewlabel.core.radiometry import Radiometry
+from fewlabel.core.types import STANDARD
 from fewlabel.data.pixels import MAX_PIXELS
 from fewlabel.data.readers.base import FolderDataset
+from fewlabel.data.readers.cityscapes import CityscapesDataset
+from fewlabel.data.readers.coco import CocoDataset
+from fewlabel.data.readers.cvat import CvatDataset
+from fewlabel.data.readers.labelme import LabelmeDataset
+from fewlabel.data.readers.masks import MasksDataset
 from fewlabel.data.readers.plain import PlainDataset
 from fewlabel.data.readers.sirst import SirstDataset
+from fewlabel.data.readers.video import VideoDataset
+from fewlabel.data.readers.voc import VocDataset
+from fewlabel.data.readers.yolo import YoloDataset
 
 __all__ = ["FORMATS", "READERS", "FolderDataset", "Layout", "find_layout", "open_folder"]
 
 READERS: dict[str, type[FolderDataset]] = {
+    "coco": CocoDataset,
+    "cityscapes": CityscapesDataset,
+    "voc": VocDataset,
+    "yolo": YoloDataset,
+    "labelme": LabelmeDataset,
+    "cvat": CvatDataset,
     "sirst": SirstDataset,
+    "masks": MasksDataset,
+    "video": VideoDataset,
     "plain": PlainDataset,
 }
 """Readers by format. Of several that recognise a folder the first is taken: those with the surest signs come first."""
@@ -71,6 +89,7 @@ def open_folder(
     *,
     strict: bool = True,
     max_pixels: int = MAX_PIXELS,
+    radiometry: Radiometry = STANDARD,
 ) -> FolderDataset:
     """Open a data set.
 
@@ -80,6 +99,7 @@ def open_folder(
         exclude: As `FolderDataset`.
         strict: As `FolderDataset`.
         max_pixels: As `FolderDataset`.
+        radiometry: As `FolderDataset`.
 
     Returns:
         The data set.
@@ -90,4 +110,4 @@ def open_folder(
     if format not in FORMATS:
         raise DataError(f"There is no data format {format!r}; choose one of {', '.join(FORMATS)}.")
     name = find_layout(root).format if format == "auto" else format
-    return READERS[name](root, exclude, strict=strict, max_pixels=max_pixels)
+    return READERS[name](root, exclude, strict=strict, max_pixels=max_pixels, radiometry=radiometry)

@@ -5,17 +5,20 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 from fewlabel.core.errors import DataError
-from fewlabel.core.types import Image, Instances, Labelled, Unlabelled
+from fewlabel.core.radiometry import Radiometry
+from fewlabel.core.types import STANDARD, Image, Instances, Labelled, Unlabelled
 from fewlabel.data.dataset import Problem, first_of
 from fewlabel.data.pixels import MAX_PIXELS, FileError, read_image
 
-ENDINGS = (".png", ".bmp", ".jpg", ".jpeg", ".tif", ".tiff")
+ENDINGS = (".png", ".bmp", ".jpg", ".jpeg", ".tif", ".tiff", ".npy")
 """Endings of image files, in lower case."""
+
+NAME = 255  # characters that a file system takes; a longer line is no name and need not be repeated in a message
 
 TARGET = ("target",)
 """Classes of a data set that tells objects from background only."""
@@ -67,6 +70,7 @@ class FolderDataset(ABC):
         strict: True: the first problem of lists and folders is raised. False: all are kept in ``problems`` and using
             such an id raises.
         max_pixels: Largest height x width of an image or mask that is decoded.
+        radiometry: How grey values become the input of networks; every image carries it.
 
     Attributes:
         format: The layout's name, a key of `fewlabel.data.readers.READERS`.
@@ -77,12 +81,15 @@ class FolderDataset(ABC):
         test_ids: Ids of the test part, each once.
         problems: What is wrong with single ids; empty if strict.
         max_pixels: As given.
+        radiometry: As given.
+        boxes_only: Whether the labels are boxes: every mask is its box filled, which `Instances.boxes` holds exactly.
 
     Raises:
         DataError: The root does not have the layout, or holds no image; with ``strict`` also the first of the problems.
     """
 
     format: ClassVar[str]
+    boxes_only: bool = False
 
     def __init__(
         self,
@@ -91,9 +98,11 @@ class FolderDataset(ABC):
         *,
         strict: bool = True,
         max_pixels: int = MAX_PIXELS,
+        radiometry: Radiometry = STANDARD,
     ) -> None:
         self.root = Path(root)
         self.max_pixels = max_pixels
+        self.radiometry = radiometry
         self.name = self.root.resolve().name
         if not self.root.exists():
             raise DataError(f"The data folder {self.root} does not exist; set data.root to the folder of the images.")
@@ -134,7 +143,7 @@ class FolderDataset(ABC):
 
     def image(self, id: str) -> Image:
         """Read the image of ``id``; DataError if it has no file, two files or a broken one."""
-        return read_image(self._file(id), id, max_pixels=self.max_pixels)
+        return replace(self._image(id), radiometry=self.radiometry)
 
     def labelled(self, id: str) -> Labelled:
         """Read image and labels.
@@ -150,6 +159,10 @@ class FolderDataset(ABC):
     def unlabelled(self, id: str) -> Unlabelled:
         """Read the image alone; DataError as `image`."""
         return Unlabelled(self.image(id))
+
+    def _image(self, id: str) -> Image:
+        """Decode the image of an id; readers of files that hold several images do it in their own way."""
+        return read_image(self._file(id), id, max_pixels=self.max_pixels)
 
     def _file(self, id: str) -> Path:
         """The one file of an id's image."""
@@ -282,7 +295,7 @@ def read_list(path: Path) -> list[Listed]:
         raise DataError(
             f"id list {path} cannot be read as UTF-8 text: save it as plain text, one id per line."
         ) from error
-    lines = [Listed(id_of(line.strip()), path, number) for number, line in enumerate(text.splitlines(), 1)]
+    lines = [Listed(id_of(line.strip()[:NAME]), path, number) for number, line in enumerate(text.splitlines(), 1)]
     entries = [entry for entry in lines if entry.id]
     if not entries:
         raise DataError(f"id list {path} names no image: put one id on each line or remove the file.")

@@ -2,7 +2,7 @@
 
 ::
 
-    root/images/ID.png      one file per image: .png .bmp .jpg .jpeg .tif .tiff
+    root/images/ID.png      one file per image: .png .bmp .jpg .jpeg .tif .tiff .npy
     root/masks/ID.png       one file per labelled image, nonzero = target; any of the same endings; ID_pixels0.png too
     root/img_idx/train*.txt one id per line (a file ending is allowed); optional
     root/img_idx/test*.txt  likewise; optional
@@ -44,7 +44,7 @@ class SirstDataset(FolderDataset):
     @classmethod
     def recognise(cls, root: Path) -> str | None:
         """See `FolderDataset.recognise`."""
-        if not (root / "images").is_dir():
+        if not (root / "images").is_dir() or (root / "instances").is_dir():
             return None
         if any((root / "img_idx").glob("*.txt")):
             return "it holds images/ and id lists in img_idx/"

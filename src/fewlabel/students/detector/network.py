@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fewlabel.core.errors import DataError
 from fewlabel.students.detector.boxes import CropBoxes
 
+DETECTOR = "dfine"  # what recipes call it
 FRAME = 128  # side of the frame in pixels
 STRIDE = 4  # pixels per cell of the finest of three feature levels
 WIDTHS = (32, 64, 96, 128)  # channels of the backbone's stem and of its stages

@@ -8,10 +8,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from fewlabel.core.errors import DataError
 from fewlabel.data.augment import AugmentConfig, Batch, crop_batch
 from fewlabel.data.pool import Draw
 from fewlabel.students.detector.boxes import crop_boxes
-from fewlabel.students.detector.network import Detector
+from fewlabel.students.detector.network import FRAME, STRIDE, Detector
 from fewlabel.training.loop import FitResult, LoopConfig, StepLoss, fit
 
 
@@ -19,16 +20,22 @@ class DetectorConfig(LoopConfig):
     """Options of a detector's training."""
 
     steps: int = Field(default=3000, ge=1, description="Optimiser steps.")
+    crop: int = Field(
+        default=FRAME,
+        ge=4 * STRIDE,
+        multiple_of=4 * STRIDE,
+        description="Side of the training crops, in pixels at native resolution, and of the detector's frames.",
+    )
     lr: float = Field(default=2e-3, gt=0, description="Highest learning rate of AdamW.")
     augment: AugmentConfig = Field(
         default_factory=lambda: AugmentConfig.model_validate({}), description="How the crops are placed and varied."
     )
 
 
-def batch_of(draw: Draw, frame: int, config: DetectorConfig, seed: int, step: int) -> Batch:
+def batch_of(draw: Draw, config: DetectorConfig, seed: int, step: int) -> Batch:
     """The crops of one step, a pure function of its arguments; `seed` and `step` seed draws and crops."""
     rng = np.random.default_rng([seed, step])
-    return crop_batch(draw(config.batch, rng), frame, rng, config.augment)
+    return crop_batch(draw(config.batch, rng), config.crop, rng, config.augment)
 
 
 def step_loss_on(draw: Draw, config: DetectorConfig, seed: int) -> StepLoss:
@@ -39,7 +46,7 @@ def step_loss_on(draw: Draw, config: DetectorConfig, seed: int) -> StepLoss:
 
     Args:
         draw: `(n, generator) -> n patches`, with no randomness but the generator's.
-        config: gives batch and augmentation.
+        config: gives batch, crop and augmentation.
         seed: with the step it seeds the generator of draws and crops.
 
     Returns:
@@ -50,7 +57,7 @@ def step_loss_on(draw: Draw, config: DetectorConfig, seed: int) -> StepLoss:
     def step_loss(model: nn.Module, step: int) -> dict[str, Tensor]:
         if not isinstance(model, Detector):
             raise TypeError(f"this loss trains a Detector, not a {type(model).__name__}")
-        batch = batch_of(draw, model.frame, config, seed, step)
+        batch = batch_of(draw, config, seed, step)
         planes = zip(batch.targets[:, 0].numpy() > 0, batch.weights[:, 0].numpy(), strict=True)
         device = next(model.parameters()).device
         return model.loss(batch.images.to(device), [crop_boxes(target, weight) for target, weight in planes])
@@ -74,7 +81,7 @@ def train_detector(
     """Train a detector in place; see `fewlabel.training.loop.fit` for files, resuming and errors.
 
     Args:
-        model: a detector, fresh or already trained on something else; crops are as large as its frame.
+        model: a detector, fresh or already trained on something else; its frame is as large as the crops.
         draw: `(n, generator) -> n patches`, such as `PatchPool.draw` or a function that renders scenes.
         config: options.
         folder: of this training alone.
@@ -87,7 +94,15 @@ def train_detector(
 
     Returns:
         Steps, seconds and folder; `model` holds the averaged weights, in eval mode.
+
+    Raises:
+        DataError: the detector's frame is of another size than the crops.
     """
+    if model.frame != config.crop:  # no weight's shape tells it
+        raise DataError(
+            f"{label}: the detector's frame is {model.frame} pixels wide and the crops are {config.crop}; make a"
+            f" Detector({config.crop})"
+        )
     return fit(
         model,
         step_loss_on(draw, config, seed),
@@ -96,8 +111,8 @@ def train_detector(
         seed=seed,
         label=label,
         device=device,
-        fingerprint=f"{fingerprint} frame {model.frame}",  # no weight's shape tells it
+        fingerprint=fingerprint,
         validate=validate,
         validate_every=validate_every,
-        describe=lambda step: f"crops of {', '.join(batch_of(draw, model.frame, config, seed, step).ids)}",
+        describe=lambda step: f"crops of {', '.join(batch_of(draw, config, seed, step).ids)}",
     )

@@ -12,10 +12,15 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from fewlabel import cli
+from fewlabel.cli import app
+from fewlabel.core.errors import DataError
 from fewlabel.data.fetch import catalogue
 from fewlabel.data.fetch.catalogue import SETS, Archive, PublicSet
+from fewlabel.data.readers import open_folder
+from fewlabel.data.synth.dataset import write_dataset
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -122,3 +127,16 @@ def test_listing_imports_nothing_heavy() -> None:
     code += "print('HEAVY', sorted({'torch', 'transformers', 'numpy', 'PIL'} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert "HEAVY []" in result.stdout and "bbbc039" in result.stdout
+
+
+def test_convert_writes_another_format_and_says_what_it_found(tmp_path):
+    folder = write_dataset(tmp_path / "scenes", train=3, test=2, seed=0, size=48)
+    result = CliRunner().invoke(app, ["data", "convert", str(folder), str(tmp_path / "coco"), "--to", "coco"])
+    assert result.exit_code == 0, result.output
+    assert "format: sirst, because it holds" in result.output
+    before, after = open_folder(folder), open_folder(tmp_path / "coco")
+    assert after.format == "coco" and (after.train_ids, after.test_ids) == (before.train_ids, before.test_ids)
+    for id in before.train_ids:
+        assert before.labelled(id).instances.rles == after.labelled(id).instances.rles
+    again = CliRunner().invoke(app, ["data", "convert", str(folder), str(tmp_path / "x"), "--to", "tiff"])
+    assert isinstance(again.exception, DataError) and "no data format 'tiff' to write" in str(again.exception)

@@ -132,3 +132,15 @@ def test_unlabelled_loaders_do_not_open_masks(tmp_path):
         loaders(data, ["a"])[0]()
     patch = unlabelled_loaders(data, ["a"])[0]()
     assert patch.id == "a" and patch.image.std() > 0 and not patch.target.any()
+
+
+def test_ignored_regions_do_not_count_but_objects_in_them_do():
+    target, crowd = np.zeros((2, 6, 7), bool)
+    target[1:3, 1:3] = True
+    crowd[2:5, 2:6] = True
+    image = Image("a", np.arange(42, dtype=np.float32).reshape(1, 6, 7))
+    labels = Instances.from_masks(target[None]), Instances.from_masks(crowd[None])
+    patch = patch_of(Labelled(image, *labels))
+    np.testing.assert_array_equal(patch.weight == 0, crowd & ~target)
+    assert (patch_of(Labelled(image, labels[0])).weight == 1).all()
+    assert (patch_of(Labelled(image, labels[0], Instances((6, 7)))).weight == 1).all()

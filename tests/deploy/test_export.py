@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from fewlabel.core.errors import ExportError, ModelError
+from fewlabel.core.types import STANDARD
 from fewlabel.deploy.export import OPSET, export_student
-from fewlabel.deploy.runtime import PREPROCESSING, OnnxStudent, detector_preprocessing
+from fewlabel.deploy.runtime import PREPROCESSING, OnnxStudent, preparation
 from fewlabel.deploy.verify import RELATIVE
 from fewlabel.students import create
 from fewlabel.training.checkpoint import weights_sha256
@@ -95,7 +96,7 @@ def test_a_detector_says_what_it_is(boxes_onnx, spot_detector):
     assert "within 4.5 pixels" in properties["fewlabel.postprocessing"]["inner borders"]
     info = OnnxStudent(boxes_onnx).info
     assert (info.name, info.student, info.threshold, info.frame) == ("spots", "dfine", 0.6, 48)
-    assert info.preprocessing == detector_preprocessing(48) and info.extra == {"run": "test"}
+    assert info.preprocessing == preparation(STANDARD, 48) and info.extra == {"run": "test"}
     assert info.weights_sha256 == weights_sha256(spot_detector)
 
 

@@ -155,7 +155,7 @@ def export(
     method: Annotated[str, typer.Option("--method", help="Which of the run's students.")] = "fewlabel",
     images: Annotated[int, typer.Option("--images", min=1, help="Test images for the parity proof.")] = 16,
 ) -> None:
-    """Write the student as ONNX and prove that it gives the network's masks on real images."""
+    """Write the student as ONNX and prove that it gives the network's masks or boxes on real images."""
     from fewlabel.pipeline.export import export_run
 
     export_run(run, out or run / "model.onnx", method=method, images=images)
@@ -204,7 +204,7 @@ def predict(
     out: Annotated[Path, typer.Option("--out", help="Folder for masks, overlays and predictions.json.")],
     keep_going: KeepGoing = False,
 ) -> None:
-    """Segment images with an exported model: masks, overlays and COCO JSON."""
+    """Find targets with an exported model: masks or boxes, overlays and COCO JSON."""
     from fewlabel.deploy.predict import predict_folder
 
     found = predict_folder(model, images, out, keep_going=keep_going)

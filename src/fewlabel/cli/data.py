@@ -9,7 +9,23 @@ import typer
 from fewlabel.cli.common import stoppable
 from fewlabel.core.errors import RunError
 
-app = typer.Typer(help="Public data sets: list, get.", no_args_is_help=True)
+app = typer.Typer(help="Data sets: list, get, convert.", no_args_is_help=True)
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="A data set's folder or file.", metavar="IN")],
+    out: Annotated[Path, typer.Argument(help="Folder to make; must be empty or not there yet.", metavar="OUT")],
+    to: Annotated[str, typer.Option("--to", help="Format to write: coco, yolo, yolo-boxes, voc, cvat, ...")],
+    format: Annotated[str, typer.Option("--format", help="Layout of the data set; recognised by default.")] = "auto",
+) -> None:
+    """Write a data set in another format."""
+    from fewlabel.data.readers import find_layout, open_folder
+    from fewlabel.data.writers import convert
+
+    if format == "auto":
+        print(find_layout(source).sentence())
+    print(convert(open_folder(source, format), out, to).sentence())
 
 
 @app.command("list")

@@ -27,10 +27,12 @@ from fewlabel.core.masks import components
 from fewlabel.core.progress import track
 from fewlabel.core.types import Image, Instances
 from fewlabel.data.pixels import read_image
+from fewlabel.data.readers.base import ENDINGS
+from fewlabel.deploy.large import large_image, predict_large
 from fewlabel.deploy.overlay import box_lines, outline, overlay
 from fewlabel.deploy.runtime import ModelInfo, OnnxStudent, sigmoid
 
-SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp")
+SUFFIXES = ENDINGS
 MASKS, OVERLAYS, PREDICTIONS, REJECTED = "masks", "overlays", "predictions.json", "rejected.csv"
 CATEGORY = 1  # COCO counts categories from 1
 
@@ -108,7 +110,9 @@ def predict_folder(
 
     Args:
         model_path: The exported `.onnx` student.
-        images: A folder, searched with its subfolders for PNG, TIFF, JPEG and BMP files; or a file, or files.
+        images: A folder, searched with its subfolders for PNG, TIFF, JPEG, BMP and NumPy files; or a file, or files.
+            TIFF and NumPy files of more than `fewlabel.deploy.large.LARGE` pixels are predicted by tiles and get a
+            mask but no overlay.
         out: Output folder. It may be absent, empty, or hold an earlier prediction, which is then replaced.
         keep_going: List files that cannot be read in `rejected.csv` and go on, instead of stopping at the first.
         threads: Threads that one image may use.
@@ -131,6 +135,12 @@ def predict_folder(
             writer = _CocoWriter(stream, student.info)
             for path, name in track(files.items(), "predict", len(files)):
                 try:
+                    large = large_image(path) if student.info.frame is None else None
+                    if large is not None:
+                        mask, instances = predict_large(student, large)
+                        _save(folder / MASKS / f"{name}.png", mask * np.uint8(255))
+                        writer.add(name, large.size, path, instances)
+                        continue
                     image = read_image(path, name)
                 except DataError as error:
                     if not keep_going:
@@ -141,11 +151,11 @@ def predict_folder(
                     mask, instances = predict_image(student, image)
                     _save(folder / MASKS / f"{name}.png", mask * np.uint8(255))
                     lines = outline(mask)
-                    writer.add(image, path, instances)
+                    writer.add(name, image.size, path, instances)
                 else:
                     boxes, scores = predict_boxes(student, image)
                     lines = box_lines(boxes, image.size)
-                    writer.add_boxes(image, path, boxes, scores)
+                    writer.add_boxes(name, image.size, path, boxes, scores)
                 _save(folder / OVERLAYS / f"{name}.png", overlay(image.grey(), lines))
             writer.close()
         if not writer.images:
@@ -238,25 +248,25 @@ class _CocoWriter:
         }
         stream.write(json.dumps(head, ensure_ascii=False)[:-1] + ', "annotations": [')
 
-    def add(self, image: Image, path: Path, instances: Instances) -> None:
+    def add(self, name: str, size: tuple[int, int], path: Path, instances: Instances) -> None:
         """Write the targets of one image."""
-        self._image(image, path)
+        self._image(name, size, path)
         for rle, score, box, area in zip(
             instances.rles, instances.scores, instances.boxes, instances.areas(), strict=True
         ):
             mask = {"segmentation": {"size": rle["size"], "counts": rle["counts"].decode("ascii")}}
             self._annotation(box, float(score), int(area), mask)
 
-    def add_boxes(self, image: Image, path: Path, boxes: np.ndarray, scores: np.ndarray) -> None:
+    def add_boxes(self, name: str, size: tuple[int, int], path: Path, boxes: np.ndarray, scores: np.ndarray) -> None:
         """Write the boxes of one image; their area is that of the box."""
-        self._image(image, path)
+        self._image(name, size, path)
         for box, score in zip(boxes, scores, strict=True):
             self._annotation(box, float(score), float((box[2:] - box[:2]).prod()), {})
 
-    def _image(self, image: Image, path: Path) -> None:
+    def _image(self, name: str, size: tuple[int, int], path: Path) -> None:
         """Note an image, to which the annotations that follow belong."""
-        record = {"id": len(self.images) + 1, "file_name": path.name, "name": image.id}
-        self.images.append({**record, "height": image.height, "width": image.width})
+        record = {"id": len(self.images) + 1, "file_name": path.name, "name": name}
+        self.images.append({**record, "height": size[0], "width": size[1]})
 
     def _annotation(self, box: np.ndarray, score: float, area: float, mask: dict[str, Any]) -> None:
         """Write one target of the last image."""

@@ -1,6 +1,5 @@
 """From a run folder to the values that the report shows."""
 
-import json
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,14 +18,23 @@ from fewlabel.pipeline.labelling import LABELS, TEACHER
 from fewlabel.pipeline.scoring import THRESHOLD, load_threshold
 from fewlabel.pipeline.trained import load_student, student_folder
 from fewlabel.recipe import Recipe, dump_recipe
-from fewlabel.report.contents import DataFacts, Example, PseudoLabels, ReportData, RouterWeights, ScoreRow, StageTime
+from fewlabel.report.contents import (
+    DataFacts,
+    Doubt,
+    Example,
+    PseudoLabels,
+    ReportData,
+    RouterWeights,
+    ScoreRow,
+    StageTime,
+)
 from fewlabel.scalpel import transfer
 from fewlabel.scalpel.bank import OperatorBank
 from fewlabel.scalpel.teacher import ScalpelTeacher, load_teacher
 from fewlabel.students.detector.network import DETECTOR, Detector
 from fewlabel.students.detector.predict import detect
 from fewlabel.students.predict import predict
-from fewlabel.training.loop import LOG
+from fewlabel.training.loop import LOG, read_log
 
 UNLABELLED_EXAMPLES, TEST_EXAMPLES, ROUTER_IMAGES, ROUTER_TILES = 5, 3, 8, 16
 METHOD_NOTE = (
@@ -59,6 +67,10 @@ def collect(recipe: Recipe, folder: RunFolder, dataset: Dataset, split: Split) -
         sam=recipe.teacher.sam,
         scores=[ScoreRow.from_scores(method, scores) for method, scores in scored["methods"].items()],
         pseudo_labels=PseudoLabels.from_summary(scored["pseudo_labels"]),
+        doubts=[
+            Doubt(item["id"], "validation" if item["id"] in split.validation else "training", tuple(item["reasons"]))
+            for item in scored["doubtful_labels"]
+        ],
         curves=_curves(recipe, folder),
         router=_router(folder, dataset, split, teacher),
         operators=prior_names(teacher),
@@ -83,11 +95,6 @@ def _facts(recipe: Recipe, dataset: Dataset, split: Split) -> DataFacts:
         seed=recipe.split.seed,
         targets=sum(len(dataset.labelled(id).instances) for id in split.train),
     )
-
-
-def read_log(path: Path) -> list[dict[str, Any]]:
-    """Records of a training's log.jsonl."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def _curves(recipe: Recipe, folder: RunFolder) -> dict[str, list[dict[str, Any]]]:

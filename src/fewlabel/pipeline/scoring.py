@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from fewlabel.core.files import read_json, write_json
 from fewlabel.core.progress import track
 from fewlabel.data.dataset import Dataset
 from fewlabel.data.split import Split
+from fewlabel.data.suspects import Suspect, compare_labels, rank_suspects
 from fewlabel.labels.store import LabelStore, target_and_weight
 from fewlabel.metrics.roc import THRESHOLDS, RocMetric
 from fewlabel.metrics.scores import Scores
@@ -26,6 +28,7 @@ from fewlabel.report.summary import label_warning
 from fewlabel.students.detector.network import DETECTOR, Detector
 from fewlabel.students.predict import predict
 
+DOUBTS = 10  # labelled images that are named for another look
 THRESHOLD = 0.5  # of every probability of a mask: a student must be usable as it comes
 CURVE = THRESHOLDS[::2]  # of the ROC: 17 thresholds, one half among them; each costs a labelling of every image
 COLUMNS = (("IoU %", "IoU", 7), ("nIoU %", "nIoU", 7), ("hIoU %", "hIoU", 7), ("Pd %", "Pd", 7), ("Fa ppm", "Fa", 9))
@@ -67,7 +70,21 @@ def evaluate(recipe: Recipe, dataset: Dataset, split: Split, folder: RunFolder, 
             pseudo["truth"] |= score_pseudo_boxes(dataset, store, known)
     # A detector has a threshold of its own among its scores.
     shared = {} if recipe.student.network == DETECTOR else {"threshold": THRESHOLD}
-    write_json(out / "scores.json", {"methods": scores, "pseudo_labels": pseudo, **shared, "matching": matching})
+    doubts = [asdict(suspect) for suspect in doubtful_labels(recipe, dataset, split, folder)]
+    content = {"methods": scores, "pseudo_labels": pseudo, **shared, "matching": matching, "doubtful_labels": doubts}
+    write_json(out / "scores.json", content)
+
+
+def doubtful_labels(recipe: Recipe, dataset: Dataset, split: Split, folder: RunFolder) -> list[Suspect]:
+    """Labelled images whose labels fewlabel's student doubts most, at most `DOUBTS`; none of a student of boxes.
+
+    The student learnt from the training part, so it doubts wrong labels there less than they deserve.
+    """
+    student = load_student(recipe, folder, "fewlabel")
+    if isinstance(student, Detector):
+        return []
+    pairs = zip(split.labelled, labelled_pairs(dataset, split.labelled), strict=True)
+    return rank_suspects(compare_labels(id, truth, predict(student, image)) for id, (image, truth) in pairs)[:DOUBTS]
 
 
 def load_threshold(student: nn.Module, folder: RunFolder, method: str) -> float:

@@ -224,6 +224,21 @@ class StageTime:
 
 
 @dataclass(frozen=True)
+class Doubt:
+    """A labelled image whose labels the student doubts.
+
+    Attributes:
+        id: The image.
+        part: "training", which the student learnt from, or "validation".
+        reasons: Sentences: what the label and the prediction disagree in.
+    """
+
+    id: str
+    part: str
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class ReportData:
     """Everything that a report shows. All text is escaped on the page; whatever is empty or None is left out.
 
@@ -236,6 +251,7 @@ class ReportData:
         sam: Name of the SAM that was adapted; `nano` (or a name that starts with `nano`) is the embedded one.
         scores: Score rows in the order of the table.
         pseudo_labels: Outcome of the labelling stage, or None when there was none.
+        doubts: Labelled images that are worth another look, the most doubtful first.
         curves: By training name: the records of its log.jsonl, `{"step", "lr", "loss", ...}` and
             `{"step", "val": {...}}` in any mixture.
         router: What the router chose, or None.
@@ -256,6 +272,7 @@ class ReportData:
     boxes: bool = False
     scores: Sequence[ScoreRow] = ()
     pseudo_labels: PseudoLabels | None = None
+    doubts: Sequence[Doubt] = ()
     curves: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     router: RouterWeights | None = None
     operators: Sequence[str] = ()

@@ -20,10 +20,10 @@ from torch import Tensor
 from fewlabel.core import masks as mask_ops
 from fewlabel.core.errors import ModelError
 from fewlabel.core.masks import Rle
+from fewlabel.core.suppress import suppress_boxes, suppress_masks
 from fewlabel.core.types import Instances
 from fewlabel.sam.promptable import PromptableSegmenter
 from fewlabel.sam.prompters import Proposals, grid_points
-from fewlabel.sam.suppress import suppress_boxes, suppress_masks
 
 BATCH = 64  # prompts decoded at once, as in SAM's automatic procedure
 PIXELS = 2**23  # most logits at image resolution that are held at once: 32 MiB

@@ -107,7 +107,8 @@ class FolderDataset(ABC):
         if not self.root.exists():
             raise DataError(f"The data folder {self.root} does not exist; set data.root to the folder of the images.")
         index = self._index()
-        problems = [problem for problem in (*twins(index.images), *index.problems) if problem.id not in exclude]
+        found = (*twins(index.images), *_unspeakable(index.images), *index.problems)
+        problems = [problem for problem in found if problem.id not in exclude]
         if strict and problems:
             raise DataError(first_of(self.name, problems))
         self.problems: tuple[Problem, ...] = tuple(problems)
@@ -262,6 +263,13 @@ def twins(files: dict[str, tuple[Path, ...]]) -> Iterator[Problem]:
     for id, paths in files.items():
         if len(paths) > 1:
             yield Problem(id, paths[1], _two_files(paths))
+
+
+def _unspeakable(files: dict[str, tuple[Path, ...]]) -> Iterator[Problem]:
+    """Ids from names that are no text, which no list, JSON or report can hold."""
+    for id, paths in files.items():
+        if any("\ud800" <= sign <= "\udfff" for sign in id):
+            yield Problem(id, paths[0], f"{str(paths[0])!r} has a name that is not UTF-8: rename the file.")
 
 
 def _two_files(paths: tuple[Path, ...]) -> str:

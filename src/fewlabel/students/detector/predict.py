@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from fewlabel.core.errors import DataError
+from fewlabel.core.suppress import suppress_boxes
 from fewlabel.data.tiles import Tile, pad, tiles
-from fewlabel.sam.suppress import suppress_boxes
 from fewlabel.students.detector.network import Detector
 
 OVERLAP = 4  # neighbouring frames share at least a quarter of their side

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fewlabel.sam.suppress import box_iou
+from fewlabel.core.suppress import box_iou
 from fewlabel.students.detector.predict import Detections
 
 FOUND = 0.5  # IoU from which a box finds a target, as in AP50

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fewlabel.core.masks import boxes, encode_many
-from fewlabel.sam.suppress import box_iou, suppress_boxes, suppress_masks
+from fewlabel.core.suppress import box_iou, suppress_boxes, suppress_masks
 
 
 def random_masks(count, seed, size=(17, 23)):

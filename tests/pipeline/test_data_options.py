@@ -1,0 +1,95 @@
+"""A recipe's options on data: layouts, further images, radiometry, counts and groups, up to the split."""
+
+from pathlib import Path
+
+import pytest
+from PIL import Image as Pillow
+
+from fewlabel.core.errors import DataError, FewlabelError, RecipeError
+from fewlabel.core.files import read_json
+from fewlabel.data.readers import open_folder
+from fewlabel.data.writers import convert
+from fewlabel.pipeline.run import Run
+from fewlabel.recipe import load_recipe
+
+
+def split_of(path: Path, folder: Path, *overrides: str) -> Run:
+    run = Run(load_recipe(path, ("student.compare=[labels-only]", *overrides)), folder)
+    run.execute("split")
+    return run
+
+
+def test_the_same_data_in_another_layout_are_split_alike(recipe_file: Path, scenes: Path, tmp_path: Path) -> None:
+    convert(open_folder(scenes), tmp_path / "coco", "coco")
+    plain = split_of(recipe_file, tmp_path / "a")
+    other = split_of(recipe_file, tmp_path / "b", f"data.root={tmp_path / 'coco'}")
+    assert plain.split.sha256 == other.split.sha256
+    assert (tmp_path / "b" / "check" / "check.html").is_file()
+
+
+def test_further_images_are_unlabelled_training_images(recipe_file: Path, scenes: Path, tmp_path: Path) -> None:
+    (tmp_path / "film").mkdir()
+    for source in sorted((scenes / "images").iterdir())[:3]:
+        (tmp_path / "film" / source.name).write_bytes(source.read_bytes())
+    further = f"data.unlabelled={tmp_path / 'film'}"
+    run = split_of(recipe_file, tmp_path / "run", further, "split.fraction=null", "split.count=5")
+    assert len(run.split.labelled) == 5
+    assert sum(id.startswith("unlabelled__") for id in run.split.unlabelled) == 3
+    (tmp_path / "film" / "more.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"film/more.png is not an image"):
+        split_of(recipe_file, tmp_path / "run", further, "split.fraction=null", "split.count=5")
+
+
+def test_radiometry_reaches_every_image(recipe_file: Path, tmp_path: Path) -> None:
+    run = split_of(recipe_file, tmp_path / "run", "data.radiometry={policy: fixed, low: 0, high: 65535}")
+    image = run.dataset.image(run.split.train[0])
+    assert image.radiometry.policy == "fixed" and abs(image.normalised()).max() <= 1.74
+
+
+def test_groups_are_not_torn(recipe_file: Path, scenes: Path, tmp_path: Path) -> None:
+    run = split_of(recipe_file, tmp_path / "run", r"split.groups=(scene_000\d)")
+    parts = [{id[:10] for id in part} for part in (run.split.train, run.split.validation, run.split.unlabelled)]
+    assert sum(map(len, parts)) == len(set.union(*parts))
+    with pytest.raises(RecipeError, match="no parentheses"):
+        split_of(recipe_file, tmp_path / "run", "split.groups=scene")
+
+
+def test_twins_stay_together(recipe_file: Path, scenes: Path, tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    for part in ("images", "masks"):
+        (root / part).mkdir(parents=True)
+        for source in sorted((scenes / part).iterdir())[:8]:
+            for copy in ("", "_again"):
+                (root / part / f"{source.stem}{copy}{source.suffix}").write_bytes(source.read_bytes())
+    run = split_of(recipe_file, tmp_path / "run", f"data.root={root}", "split.twins_together=true")
+    for part in (run.split.train, run.split.validation, run.split.unlabelled):
+        names = [id.removesuffix("_again") for id in part]
+        assert all(names.count(name) == 2 for name in names)
+    assert read_json(tmp_path / "run" / "check" / "check.json")["duplicates"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (("split.count=3",), "only one of them can be met"),
+        (("data.unlabelled=more",), "give split.count instead"),
+        (("data.radiometry.policy=fixed",), "needs low"),
+        (("data.radiometry.policy=magic",), "'data.radiometry.policy' is 'magic'"),
+        (("data.format=xls",), "'data.format' is 'xls', but input should be 'auto', 'coco'"),
+        (("data.max_pixels=100",), "more than the limit of 100"),
+        (("split.fraction=null", "split.count=13"), "13 masks, but only 12 exist"),
+    ],
+)
+def test_mistakes_are_one_sentence(overrides: tuple[str, ...], said: str, recipe_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(FewlabelError) as caught:
+        split_of(recipe_file, tmp_path / "run", *overrides)
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+    assert not (tmp_path / "run" / "split").exists()
+
+
+def test_pictures_without_any_label_are_named(recipe_file: Path, tmp_path: Path) -> None:
+    Pillow.effect_noise((32, 32), 40).save(tmp_path / "a.png")
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "a.png").rename(tmp_path / "photos" / "a.png")
+    with pytest.raises(DataError, match="no training image has a mask"):
+        split_of(recipe_file, tmp_path / "run", f"data.root={tmp_path / 'photos'}", "split.fraction=null")

@@ -34,7 +34,8 @@ ORDER = (
     "fewlabel",
     "all-labels",
 )
-METRICS = ("IoU", "nIoU", "Pd", "Fa")
+METRICS = {"IoU": "IoU %", "nIoU": "nIoU %", "Pd": "Pd %", "Fa": "Fa ppm"}
+BOX_METRICS = {"AP50": "AP50 %", "AP": "AP %", "AR50": "AR50 %", "precision": "precision %", "recall": "recall %"}
 TEXTS = ("benchmark", "dataset", "split", "method", "student", "device", "torch", "commit", "date")
 MEASURED = ("metrics", "fraction", "seed", "steps", "seconds")
 OPTIONAL_TEXTS = ("matching", "machine", "sam")
@@ -93,7 +94,7 @@ def check_record(record: Any, path: Path) -> Record:
         need(good, f"fraction is {record['fraction']!r}, expected a share above 0 and at most 1 (0.1, not 10)")
     if not speed:
         need(isinstance(record["recipe"], dict), f"recipe is a {type(record['recipe']).__name__}, expected an object")
-        _check_scores(record["metrics"], "metrics", METRICS, need)
+        _check_scores(record["metrics"], "metrics", _metrics(record), need)
     if record.get("pseudo_labels") is not None:
         _check_scores(record["pseudo_labels"], "pseudo_labels", (), need)
     return record  # type: ignore[no-any-return]
@@ -105,7 +106,9 @@ def _check_scores(scores: Any, name: str, needed: Iterable[str], need: Callable[
     missing = [key for key in needed if key not in scores]
     need(not missing, f"{name} lacks {', '.join(missing)}")
     for key, value in scores.items():
-        top = {"IoU": 100, "nIoU": 100, "Pd": 100, "AP": 100, "AP50": 100, "coverage": 1}.get(key, math.inf)
+        top = {"IoU": 100, "nIoU": 100, "Pd": 100, "AP": 100, "AP50": 100, "AR50": 100, "coverage": 1}.get(
+            key, math.inf
+        )
         good = value is None or (is_number(value) and 0 <= value <= top)
         need(good, f"{name}.{key} is {value!r}, expected null or a number from 0 to {top}")
 
@@ -185,6 +188,11 @@ def render(records: Sequence[Record]) -> str:
     return "\n\n".join([*parts, _origin(records)])
 
 
+def _metrics(record: Record) -> dict[str, str]:
+    """Keys and headings of the metrics of a record: students of the benchmark `boxes` give boxes, all others masks."""
+    return BOX_METRICS if record["benchmark"] == "boxes" else METRICS
+
+
 def _table_key(record: Record) -> tuple[str, ...]:
     return tuple(str(record.get(key, "")) for key in ("dataset", "split", "student"))
 
@@ -209,7 +217,8 @@ def _score_table(records: Sequence[Record]) -> str:
     """Scores, quality of the pseudo-labels, time and memory, one row per method."""
     rows = _rows(records)
     labelled = any(record.get("pseudo_labels") for record in records)
-    head = ["method", "labels", "steps", "seeds", "IoU %", "nIoU %", "Pd %", "Fa ppm"]
+    metrics = _metrics(records[0])
+    head = ["method", "labels", "steps", "seeds", *metrics.values()]
     if labelled:
         head += ["pseudo-label IoU %", "pseudo-label Pd %", "pseudo-label Fa ppm", "coverage %"]
     head += ["minutes", "peak MiB"]
@@ -217,7 +226,7 @@ def _score_table(records: Sequence[Record]) -> str:
     for row in rows:
         first = row[0]
         cells = [f"`{first['method']}`", f"{100 * first['fraction']:g} %", str(first["steps"]), str(len(row))]
-        cells += [mean_sd([record["metrics"][key] for record in row]) for key in METRICS]
+        cells += [mean_sd([record["metrics"][key] for record in row]) for key in metrics]
         if labelled:
             quality = [record.get("pseudo_labels") or {} for record in row]
             cells += [mean_sd([found.get(key) for found in quality]) for key in ("IoU", "Pd", "Fa")]

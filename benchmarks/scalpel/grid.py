@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fewlabel.scalpel.bank import OPERATOR_NAMES
+from fewlabel.students.detector.network import DETECTOR
 
 STUDENT_METHODS = ("labels-only", "synthetic-pretrained", "mean-teacher", "all-labels")
 """Methods without a SAM: a student alone."""
@@ -44,7 +45,7 @@ OPERATORS_LEFT_OUT = tuple(f"fewlabel-minus-{name.replace('_', '-')}" for name i
 PUBLISHED = {("NUAA-SIRST", "acm"): 69.4, ("NUDT-SIRST", "acm"): 64.9}
 TRAINED_OUT = 5.0
 
-Grid = Literal["cpu", "full"]
+Grid = Literal["cpu", "boxes", "full"]
 
 
 @dataclass(frozen=True, order=True)
@@ -75,7 +76,8 @@ def cells(grid: Grid) -> list[Cell]:
     """The cells of a grid in the order in which they are to be measured: whole columns of a seed first.
 
     Args:
-        grid: `full` is the whole plan; `cpu` the part of it that two cores can do.
+        grid: `full` is the whole plan; `cpu` the part of it that two cores can do; `boxes` that of students which give
+            boxes, whose records are a benchmark of their own.
 
     Returns:
         The cells; `all-labels` is measured at one fraction only, since it uses every label.
@@ -93,6 +95,9 @@ def cells(grid: Grid) -> list[Cell]:
             for student in ("acm", "unet")
             for method in methods
         ]
+    if grid == "boxes":
+        methods = ("labels-only", "synthetic-pretrained", "fewlabel", "all-labels")
+        return [Cell("NUAA-SIRST", 0.1, seed, DETECTOR, method) for seed in (0, 1) for method in methods]
     return [
         Cell(dataset, fraction, seed, student, method)
         for fraction in (0.1, 0.05, 0.2)

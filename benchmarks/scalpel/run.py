@@ -2,12 +2,14 @@
 
     python benchmarks/scalpel/run.py --data ../shared/data --grid cpu --jobs 2
     python benchmarks/scalpel/run.py --data ../shared/data --grid full --students dnanet mshnet --device cuda
+    python benchmarks/scalpel/run.py --data ../shared/data --grid boxes     # records go to benchmarks/boxes/results
     python benchmarks/scalpel/run.py --list                    # which cells have a record, and which have not
 
-Every cell is recipes/scalpel-sirst.yaml with the changes of grid.py: same split, same student, same number of steps on
-real images for all methods of a seed. Cells that share a teacher or a student's start train it once. A cell that has a
-record is not measured again; one that was killed goes on where it was. Nothing is chosen by a test list: the teacher's
-threshold is calibrated on the validation part of the labelled share, all else stands in the recipe.
+Every cell is recipes/scalpel-sirst.yaml (of boxes recipes/scalpel-boxes.yaml) with the changes of grid.py: same split,
+same student, same number of steps on real images for all methods of a seed. Cells that share a teacher or a student's
+start train it once. A cell that has a record is not measured again; one that was killed goes on where it was. Nothing
+is chosen by a test list: the teacher's threshold is calibrated on the validation part of the labelled share, all else
+stands in the recipe.
 """
 
 import argparse
@@ -29,17 +31,20 @@ from fewlabel.core.files import write_json
 from fewlabel.core.provenance import commit, processor
 from fewlabel.labels.store import LabelStore, target_and_weight
 from fewlabel.metrics.scores import evaluate
+from fewlabel.pipeline.boxes import boxed_pairs, detections, score_boxes
 from fewlabel.pipeline.folder import RunFolder, Stage
 from fewlabel.pipeline.run import Run
-from fewlabel.pipeline.scoring import labelled_pairs, predictions
+from fewlabel.pipeline.scoring import labelled_pairs, load_threshold, predictions
 from fewlabel.pipeline.trained import load_student
 from fewlabel.recipe import load_recipe
+from fewlabel.students.detector.network import DETECTOR, Detector
 
 HERE = Path(__file__).parent
-RECIPE = HERE.parents[1] / "recipes" / "scalpel-sirst.yaml"
-RESULTS = HERE / "results"
+RECIPES = HERE.parents[1] / "recipes"
+RESULTS = {"cpu": HERE / "results", "full": HERE / "results", "boxes": HERE.parent / "boxes" / "results"}
 SPLIT = "dnanet-50-50"
 FIGURES = ("IoU", "nIoU", "Pd", "Fa", "hIoU")
+BOX_FIGURES = ("AP50", "AP", "AR50", "precision", "recall")
 
 
 def changes(cell: Cell, data: Path, extra: tuple[str, ...]) -> tuple[str, ...]:
@@ -89,7 +94,8 @@ def measure(cell: Cell, data: Path, runs: Path, device: str, extra: tuple[str, .
         The record.
     """
     base = runs / f"{cell.dataset}-{cell.fraction:g}-seed{cell.seed}"
-    recipe = load_recipe(RECIPE, changes(cell, data, extra))
+    file = RECIPES / f"scalpel-{'boxes' if cell.student == DETECTOR else 'sirst'}.yaml"
+    recipe = load_recipe(file, changes(cell, data, extra))
     run = Run(recipe, base / f"{cell.method}-{cell.student}", device=device)
     folder, parts = run.folder, ["baselines"]
     if cell.method in TEACHER_METHODS:
@@ -100,11 +106,10 @@ def measure(cell: Cell, data: Path, runs: Path, device: str, extra: tuple[str, .
     shared(run, base / f"start-{cell.student}", ("synthetic",), folder)
     run.execute("train" if cell.method in TEACHER_METHODS else "baselines")
 
-    student = load_student(recipe, folder, cell.method if cell.method in STUDENT_METHODS else "fewlabel")
-    scores = evaluate(predictions(student, labelled_pairs(run.dataset, run.split.test)), matching="nearest")
+    metrics, matching = score(run, cell.method if cell.method in STUDENT_METHODS else "fewlabel")
     manifests = [folder.manifest(stage) or {} for stage in parts]  # type: ignore[arg-type]
     record = {
-        "benchmark": "scalpel",
+        "benchmark": "boxes" if cell.student == DETECTOR else "scalpel",
         "dataset": cell.dataset,
         "split": SPLIT,
         "fraction": 1.0 if cell.method == "all-labels" else cell.fraction,
@@ -112,8 +117,8 @@ def measure(cell: Cell, data: Path, runs: Path, device: str, extra: tuple[str, .
         "method": cell.method,
         "student": cell.student,
         "steps": recipe.student.training.steps,
-        "metrics": {name: round(scores[name], 2) for name in FIGURES},  # type: ignore[literal-required]
-        "matching": scores["matching"],
+        "metrics": metrics,
+        **matching,
         "seconds": round(sum(manifest["seconds"] for manifest in manifests), 1),
         "peak_rss_mb": max(manifest["peak_rss_mb"] for manifest in manifests),
         "device": f"cpu-{os.cpu_count()}" if device == "cpu" else device,
@@ -127,6 +132,18 @@ def measure(cell: Cell, data: Path, runs: Path, device: str, extra: tuple[str, .
         record["pseudo_labels"] = pseudo_quality(run)
         record["sam"] = "nano-SAM" if recipe.teacher.sam == "nano" else recipe.teacher.sam
     return record
+
+
+def score(run: Run, method: str) -> tuple[dict[str, float], dict[str, str]]:
+    """The metrics of a run's student on the test list, and by which matching those of masks are."""
+    student = load_student(run.recipe, run.folder, method)
+    if isinstance(student, Detector):
+        found = detections(student, boxed_pairs(run.dataset, run.split.test))
+        boxes = score_boxes(found, load_threshold(student, run.folder, method))
+        return {name: round(boxes[name], 2) for name in BOX_FIGURES}, {}
+    scores = evaluate(predictions(student, labelled_pairs(run.dataset, run.split.test)), matching="nearest")
+    metrics = {name: round(scores[name], 2) for name in FIGURES}  # type: ignore[literal-required]
+    return metrics, {"matching": scores["matching"]}
 
 
 def pseudo_quality(run: Run) -> dict[str, Any]:
@@ -162,7 +179,7 @@ def run_cell(cell: Cell, options: argparse.Namespace) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder of the data sets' folders")
-    parser.add_argument("--grid", choices=["cpu", "full"], default="cpu")
+    parser.add_argument("--grid", choices=["cpu", "boxes", "full"], default="cpu")
     parser.add_argument("--datasets", nargs="+")
     parser.add_argument("--fractions", type=float, nargs="+")
     parser.add_argument("--seeds", type=int, nargs="+")
@@ -170,13 +187,14 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=METHODS)
     parser.add_argument("--jobs", type=int, default=1, help="cells side by side, one thread each")
     parser.add_argument("--runs", type=Path, default=Path("runs/scalpel"), help="where the run folders go")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="where the records go")
+    parser.add_argument("--results", type=Path, help="where the records go; the benchmark's results by default")
     parser.add_argument("--device", default="cpu", help="where the networks train and label")
     parser.add_argument("--set", action="append", default=[], help="further changes to the recipe")
     parser.add_argument("--force", action="store_true", help="measure cells anew that have a record")
     parser.add_argument("--list", action="store_true", help="only say which cells have a record")
     parser.add_argument("--cell", help=argparse.SUPPRESS)  # one cell as JSON, in this very process
     options = parser.parse_args()
+    options.results = options.results or RESULTS[options.grid]
     if options.cell:
         import torch
 

@@ -249,7 +249,8 @@ def parse_recipe(values: dict[str, Any], where: str) -> Recipe:
         reason = reason[:1].lower() + reason[1:]
         # A rule that binds several keys is broken by a whole section, which nobody wants to read back.
         got = "" if isinstance(first["input"], dict) else f" is {first['input']!r}, but"
-        raise RecipeError(f"Recipe {where}: {key!r}{got or ':'} {reason}; correct it.") from None
+        place = f"{key!r}{got or ':'} " if key else ""
+        raise RecipeError(f"Recipe {where}: {place}{reason}; correct it.") from None
 
 
 def _known_keys(location: tuple[int | str, ...], values: dict[str, Any]) -> list[str]:

@@ -242,7 +242,7 @@ def test_without_a_test_list_nothing_is_scored_but_the_report_is_there(scenes: P
     values["teacher"] |= {"adapter": None}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values))
     Run(load_recipe(tmp_path / "recipe.yaml"), tmp_path / "run").execute()
-    assert "no test list" in score_table(tmp_path / "run" / "eval")
+    assert "no test images" in score_table(tmp_path / "run" / "eval")
     assert (tmp_path / "run" / "report" / "report.html").stat().st_size > 10_000
 
 

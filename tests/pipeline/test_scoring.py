@@ -76,4 +76,4 @@ def test_a_teacher_that_proposed_nothing_is_named_under_the_table(tmp_path: Path
     assert score_table(tmp_path).splitlines()[-1].startswith("warning: the teacher proposed no target in 5 unlabelled")
     write_json(tmp_path / "scores.json", nothing | {"methods": {}})
     first, second = score_table(tmp_path).splitlines()
-    assert "no test list" in first and "warning" in second
+    assert "no test images" in first and "warning" in second

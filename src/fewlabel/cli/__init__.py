@@ -15,6 +15,7 @@ from fewlabel.cli.common import (
     Redo,
     Sets,
     Threads,
+    is_recipe,
     prepare,
     stoppable,
 )
@@ -110,7 +111,9 @@ def demo(out: Out = None, threads: Threads = None, device: Device = "auto") -> N
 @app.command()
 def check(
     data: Annotated[Path, typer.Argument(help="A data set's folder or file, or a recipe.", metavar="DATA")],
-    out: Out = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder for the report; of a recipe its run folder, runs/NAME.")
+    ] = None,
     sets: Sets = None,
     redo: Redo = False,
     keep_going: KeepGoing = False,
@@ -124,7 +127,7 @@ def check(
     """Decode every image and mask once and say what is there and what is wrong."""
     if not data.exists():
         raise RunError(f"{data} does not exist; give the folder of a data set, or a recipe.")
-    if data.suffix in (".yaml", ".yml") and data.is_file():
+    if is_recipe(data):
         if format is not None or max_pixels is not None:
             raise RunError(
                 f"--format and --max-pixels belong to a data set, but {data} is a recipe; use --set data.format=NAME or"
@@ -188,7 +191,7 @@ def preview(
 
     if not data.exists():
         raise RunError(f"{data} does not exist; give a recipe, or the folder of a data set.")
-    if data.is_file() and data.suffix in (".yaml", ".yml"):
+    if is_recipe(data):
         preview_recipe(data, tuple(sets or ()), out, images=images, seed=seed)
     elif sets:
         raise RunError(f"--set belongs to a recipe, but {data} is a data set; leave it out.")

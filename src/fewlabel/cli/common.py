@@ -39,6 +39,15 @@ def prepare(threads: int | None, device: str) -> str:
     return device
 
 
+def is_recipe(path: Path) -> bool:
+    """Whether a path is a recipe, and not a data set: YOLO's are described by a YAML file too."""
+    if not path.is_file() or path.suffix not in (".yaml", ".yml"):
+        return False
+    from fewlabel.data.readers.yolo import YoloDataset
+
+    return YoloDataset.recognise(path) is None
+
+
 @contextmanager
 def stoppable() -> Iterator[None]:
     """Turn Ctrl-C and SIGTERM, after which the state has been saved, into a sentence and status 130."""

@@ -5,13 +5,15 @@ otherwise; `Radiometry` is that record. `to_unit` squeezes the result into SAM's
 """
 
 from statistics import NormalDist
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
-import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Array = TypeVar("Array", np.ndarray, torch.Tensor)
+if TYPE_CHECKING:  # torch takes seconds to import, and reading data needs none of it
+    import torch
+
+Array = TypeVar("Array", np.ndarray, "torch.Tensor")
 
 FLAT = 1e-6  # of the largest |x|: eight steps of float32 there, more than the rounding of a constant image can spread
 UNIFORM = 3**0.5  # values spread evenly over -UNIFORM..UNIFORM have mean 0 and standard deviation 1
@@ -32,7 +34,9 @@ def standardise(pixels: Array) -> Array:
         multiplied by a positive gain of any size, and when it is shifted by an offset that leaves it above that bound.
     """
     axes = (-3, -2, -1) if pixels.ndim == 4 else (-2, -1)
-    if isinstance(pixels, torch.Tensor):
+    if not isinstance(pixels, np.ndarray):
+        import torch
+
         values = pixels.double()
         centred = values - values.mean(dim=axes, keepdim=True)
         deviation = centred.square().mean(dim=axes, keepdim=True).sqrt()

@@ -140,8 +140,8 @@ class CheckReport:
 
 
 _NO_MASKS = (
-    "no labels: no image has a mask, so nothing can be trained; draw a mask for some training images and put it"
-    " into the folder masks/ under the image's name (nonzero = target)"
+    "no labels: no image has a mask, so nothing can be trained; label some training images, in any format of"
+    " docs/formats.md; the simplest is a mask (nonzero = target) in masks/ under the name of its image in images/"
 )
 
 

@@ -146,7 +146,7 @@ def score_table(folder: Path) -> str:
     warning = label_warning(PseudoLabels.from_summary(content["pseudo_labels"]))
     ending = [f"warning: {warning}"] if warning else []
     if not content["methods"]:
-        return "\n".join(["no test list (img_idx/test.txt), so no student was scored", *ending])
+        return "\n".join(["no test images, so no student was scored", *ending])
     rows = dict(content["methods"])
     if truth := content["pseudo_labels"].get("truth"):
         rows["(pseudo-labels)"] = truth

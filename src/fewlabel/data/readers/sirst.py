@@ -44,8 +44,11 @@ class SirstDataset(FolderDataset):
     @classmethod
     def recognise(cls, root: Path) -> str | None:
         """See `FolderDataset.recognise`."""
-        if not (root / "images").is_dir() or (root / "instances").is_dir():
+        images = root / "images"
+        if not by_stem(images) or (root / "instances").is_dir():
             return None
+        if any((root / f"{part}.txt").is_file() for part in ("train", "val", "trainval", "test")):
+            return None  # the lists of the layout `masks`, which must not be overlooked: test images would train
         if any((root / "img_idx").glob("*.txt")):
             return "it holds images/ and id lists in img_idx/"
         return "it holds images/ and masks/" if (root / "masks").is_dir() else None

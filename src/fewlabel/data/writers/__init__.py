@@ -50,7 +50,8 @@ def convert(dataset: FolderDataset, out: Path | str, format: str) -> Summary:
     """
     if format not in WRITERS:
         raise DataError(f"There is no data format {format!r} to write; choose one of {', '.join(WRITERS)}.")
-    if Path(out).resolve().is_relative_to(dataset.root.resolve()):
+    source = dataset.root.resolve()
+    if Path(out).resolve().is_relative_to(source.parent if source.is_file() else source):
         raise DataError(f"{out} lies within the data set {dataset.root}, which it would change: name a folder outside.")
     boxes_only = dataset.boxes_only
     return write(WRITERS[format], out, dataset.classes, _samples(dataset), boxes_only=boxes_only)

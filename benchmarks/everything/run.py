@@ -49,6 +49,7 @@ from fewlabel.core.files import read_json, sha256_file, write_json  # noqa: E402
 from fewlabel.core.masks import components  # noqa: E402
 from fewlabel.core.provenance import commit, processor  # noqa: E402
 from fewlabel.core.radiometry import standardise, to_unit  # noqa: E402
+from fewlabel.core.suppress import suppress_masks  # noqa: E402
 from fewlabel.core.types import Instances  # noqa: E402
 from fewlabel.data.synth import infrared  # noqa: E402
 from fewlabel.data.tiles import tiles  # noqa: E402
@@ -59,7 +60,6 @@ from fewlabel.sam.nano import NANO_FOLDER  # noqa: E402
 from fewlabel.sam.promptable import PromptableSegmenter  # noqa: E402
 from fewlabel.sam.prompters import grow, with_boxes  # noqa: E402
 from fewlabel.sam.prompts import central_point  # noqa: E402
-from fewlabel.sam.suppress import suppress_masks  # noqa: E402
 from fewlabel.scalpel.bank import OperatorBank  # noqa: E402
 from fewlabel.scalpel.propose import prior_peaks  # noqa: E402
 

@@ -23,6 +23,7 @@ from fewlabel.pipeline.boxes import (
     score_pseudo_boxes,
 )
 from fewlabel.pipeline.inputs import open_dataset
+from fewlabel.recipe import DataSection
 from fewlabel.students.detector.network import Detector
 
 FRAME = 64
@@ -68,7 +69,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_right_boxes_score_full_marks_above_the_threshold_alone(folder: Path) -> None:
-    pairs = list(boxed_pairs(open_dataset(folder), "abcd"))
+    pairs = list(boxed_pairs(open_dataset(DataSection(root=folder)), "abcd"))
     assert [true.tolist() for _, true in pairs] == [[list(box) for box in boxes] for boxes in TARGETS.values()]
     high, low = (score_boxes(detections(Reader(), pairs), threshold) for threshold in (0.5, 0.1))
     for scores in (high, low):
@@ -79,7 +80,7 @@ def test_right_boxes_score_full_marks_above_the_threshold_alone(folder: Path) ->
 
 
 def test_the_threshold_is_chosen_on_the_validation_images(folder: Path, tmp_path: Path) -> None:
-    dataset = open_dataset(folder)
+    dataset = open_dataset(DataSection(root=folder))
     areas = {"a": 42.0, "b": 6.0, "c": 0.0}
     split = make_split("abc", areas, fraction=None, seed=0, validation_share=0.5, test_ids=("d",))
     validation = Validation(dataset, split)
@@ -96,7 +97,7 @@ def test_the_threshold_is_chosen_on_the_validation_images(folder: Path, tmp_path
 
 
 def test_pseudo_labels_are_scored_by_their_boxes(folder: Path, tmp_path: Path) -> None:
-    dataset, store = open_dataset(folder), LabelStore(tmp_path / "labels", made_by="x")
+    dataset, store = open_dataset(DataSection(root=folder)), LabelStore(tmp_path / "labels", made_by="x")
     for id, shown in {"a": TARGETS["a"][:1], "b": [(30, 30, 33, 33), *TARGETS["b"]]}.items():
         masks = np.zeros((len(shown), FRAME, FRAME), bool)
         for mask, (x0, y0, x1, y1) in zip(masks, shown, strict=True):

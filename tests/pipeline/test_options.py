@@ -22,7 +22,7 @@ from fewlabel.labels.store import LabelStore
 from fewlabel.pipeline.inputs import open_dataset, pseudo_loaders
 from fewlabel.pipeline.run import Run
 from fewlabel.pipeline.stages import method_pool
-from fewlabel.recipe import load_recipe
+from fewlabel.recipe import DataSection, load_recipe
 
 ROUNDS = ("teach", "label/teacher")
 STUDENTS = ("train/fewlabel", "baselines/mean-teacher")
@@ -105,7 +105,7 @@ def test_the_teachers_probabilities_reach_the_student(finished: Run, scenes: Pat
     assert not (label / "round-1" / "soft").exists(), "the students learn from the last round"
     store = LabelStore(label / "labels")
     assert sorted(path.stem for path in (label / "soft").iterdir()) == sorted(store.ids())
-    dataset = open_dataset(scenes)
+    dataset = open_dataset(DataSection(root=scenes))
     pool = method_pool("fewlabel", finished.recipe, dataset, finished.split, label)
     drawn = pool.draw(40, np.random.default_rng(0))
     assert {patch.soft is None for patch in drawn if patch.id in store} == {False}
@@ -186,7 +186,9 @@ def test_a_silent_teacher_is_told_on_the_terminal_and_teaches_nothing(
     warning = "warning: the teacher proposed no target in 6 unlabelled images"
     assert said.count(warning) == 2, "also when the stage was done before"
     assert said.count("the student learns from the labels alone") == 2
-    pool = method_pool("fewlabel", run.recipe, open_dataset(scenes), run.split, tmp_path / "run" / "label")
+    pool = method_pool(
+        "fewlabel", run.recipe, open_dataset(DataSection(root=scenes)), run.split, tmp_path / "run" / "label"
+    )
     assert len(pool) == len(run.split.train)
 
 
@@ -197,7 +199,9 @@ def test_unsure_images_are_left_out_of_the_students_training(finished: Run, scen
     run.execute("label")
     store = LabelStore(tmp_path / "run" / "label" / "labels")
     assert store.summary()["unsure"] == len(store) == 6, "everything is proposed and nothing is accepted"
-    pool = method_pool("fewlabel", run.recipe, open_dataset(scenes), run.split, tmp_path / "run" / "label")
+    pool = method_pool(
+        "fewlabel", run.recipe, open_dataset(DataSection(root=scenes)), run.split, tmp_path / "run" / "label"
+    )
     assert len(pool) == len(run.split.train)
-    loaded = [load() for load in pseudo_loaders(open_dataset(scenes), store, store.ids())]
+    loaded = [load() for load in pseudo_loaders(open_dataset(DataSection(root=scenes)), store, store.ids())]
     assert not any(patch.weight.any() for patch in loaded)

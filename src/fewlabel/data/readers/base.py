@@ -18,7 +18,7 @@ from fewlabel.data.pixels import MAX_PIXELS, FileError, read_image
 ENDINGS = (".png", ".bmp", ".jpg", ".jpeg", ".tif", ".tiff", ".npy")
 """Endings of image files, in lower case."""
 
-NAME = 255  # characters that a file system takes; a longer line is no name and need not be repeated in a message
+NAME = 255  # characters that a file's name may have
 
 TARGET = ("target",)
 """Classes of a data set that tells objects from background only."""
@@ -295,7 +295,7 @@ def read_list(path: Path) -> list[Listed]:
     """Read an id list: one id per line, with or without a file ending; any line ends, with or without byte order mark.
 
     Raises:
-        DataError: The file is not UTF-8 text or names nothing.
+        DataError: The file is not UTF-8 text, names nothing, or has a line that is too long for a name.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")  # -sig: a byte order mark is no part of the first id
@@ -303,10 +303,16 @@ def read_list(path: Path) -> list[Listed]:
         raise DataError(
             f"id list {path} cannot be read as UTF-8 text: save it as plain text, one id per line."
         ) from error
-    lines = [Listed(id_of(line.strip()[:NAME]), path, number) for number, line in enumerate(text.splitlines(), 1)]
+    lines = [Listed(id_of(line.strip()), path, number) for number, line in enumerate(text.splitlines(), 1)]
     entries = [entry for entry in lines if entry.id]
     if not entries:
         raise DataError(f"id list {path} names no image: put one id on each line or remove the file.")
+    for entry in entries:
+        if len(entry.id) > NAME:
+            raise DataError(
+                f"{path}, line {entry.line}, has {len(entry.id)} characters, more than a file's name can have: put one"
+                " id on each line."
+            )
     return entries
 
 

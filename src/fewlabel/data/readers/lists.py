@@ -6,14 +6,10 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from fewlabel.core.errors import DataError
 from fewlabel.data.readers.base import Listed, read_list
 
 FOLDERS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 """Parts by the names of their folders, in lower case."""
-
-LONGEST = 255
-"""Most characters of an id: it has to serve as the name of a file."""
 
 
 class Lists(NamedTuple):
@@ -48,12 +44,6 @@ def find_lists(*folders: Path) -> Lists:
             read_list(path) if (path := folder / f"{part}.txt").is_file() else []
             for part in ("train", "val", "trainval", "test")
         )
-        for entry in (*train, *val, *both, *test):
-            if len(entry.id) > LONGEST:
-                raise DataError(
-                    f"{entry.file}, line {entry.line}, has {len(entry.id)} characters, more than a file's name can"
-                    " have: put one id on each line."
-                )
         if train or val or both or test:
             # trainval repeats what train and val name, so it counts only where it says what they do not
             return Lists(train or both, val if train or not both else [], test)

@@ -199,7 +199,7 @@ def test_a_folder_without_masks_is_told_what_is_missing(data: Path, call: Call) 
     result = call("check", data)
     assert result.returncode == 0, result.stderr
     (line,) = [line for line in result.stdout.splitlines() if line.startswith("no labels: ")]
-    assert "folder masks/" in line and "nothing can be trained" in line
+    assert "in masks/ under the name of its image" in line and "nothing can be trained" in line
 
 
 def test_keep_going_says_where_the_rejected_are_even_when_there_are_none(data: Path, call: Call) -> None:
@@ -217,6 +217,8 @@ def test_keep_going_says_where_the_rejected_are_even_when_there_are_none(data: P
     ("arguments", "said"),
     [
         (("run", RECIPE, "--set", "split.fraction=0"), "'split.fraction' is 0"),
+        (("check", RECIPE, "--format", "coco"), "belong to a data set"),
+        (("preview", RECIPE, "--max-pixels", "9"), "belong to a data set"),
         (("run", RECIPE, "--set", "split.fraction=1.5"), "'split.fraction' is 1.5"),
         (("run", RECIPE, "--set", "teach.stpes=3"), "key 'teach.stpes' does not exist"),
         (("run", "absent.yaml"), "absent.yaml does not exist"),
@@ -231,6 +233,8 @@ def test_keep_going_says_where_the_rejected_are_even_when_there_are_none(data: P
     ],
     ids=[
         "fraction-0",
+        "format-of-a-recipe",
+        "limit-of-a-recipe",
         "fraction-1.5",
         "unknown-key",
         "no-recipe",
@@ -252,6 +256,16 @@ def test_wrong_arguments_end_with_one_sentence_and_status_2(
     assert result.returncode == 2
     assert result.stderr.startswith("fewlabel: ") and said in result.stderr and result.stderr.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_layout_and_limit_are_the_users_choice(data: Path, call: Call) -> None:
+    for arguments, said in (
+        (("--format", "foo"), "no data format 'foo'; choose one of auto, coco"),
+        (("--max-pixels", "9"), "more than the limit of 9"),
+    ):
+        result = call("check", data, *arguments)
+        assert result.returncode == 2 and said in result.stderr and "Traceback" not in result.stderr
+    assert "format: masks, as asked for" in call("check", data, "--format", "masks").stdout
 
 
 def test_folders_in_place_of_files_and_files_in_place_of_folders(data: Path, call: Call, tmp_path: Path) -> None:

@@ -257,7 +257,8 @@ def write_card(records: list[dict[str, Any]], training: dict[str, Any]) -> None:
         "name": "nano-SAM",
         "what": "A SAM 2 architecture with 2.5 million parameters, trained from random weights. Not one of Meta's "
         "models: its figures say nothing about theirs.",
-        "data": "Rendered only: infrared scenes with small targets and scenes of objects, about half each; no real image.",
+        "data": "Rendered only: infrared scenes with small targets and scenes of objects, about half each; no real "
+        "image.",
         "training": training,
         "weights_sha256": sha256_file(NANO_FOLDER / "model.safetensors"),
         "measured_by": "benchmarks/nano-sam/run.py",

@@ -45,6 +45,7 @@ class DataSection(Section):
     unlabelled: Path | None = Field(
         None, description="Further images or videos without labels, a folder or file; they join the training images."
     )
+    unlabelled_format: Format = Field("auto", description="Layout of those.")
     radiometry: Radiometry = Field(
         Radiometry(), description="How grey values become the input of networks; recorded in the exported model."
     )

@@ -1,6 +1,7 @@
 """The patch pool: what is drawn, how often files are opened, and what patches hold."""
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ from fewlabel.data.augment import Patch
 from fewlabel.data.pool import PatchPool, loaders, patch_of, patch_of_scene, patch_of_unlabelled, unlabelled_loaders
 from fewlabel.data.readers.sirst import SirstDataset
 from fewlabel.data.synth.infrared import render
+
+PATCH = 36  # bytes of the patches of `Counting`: two planes of float32 and one of bool
 
 
 class Counting:
@@ -52,7 +55,7 @@ def test_draws_depend_on_the_generator_alone():
 
 def test_cache_keeps_the_last_used_and_no_more():
     source = Counting(5)
-    pool = PatchPool([(1, source.loaders)], cache=3)
+    pool = PatchPool([(1, source.loaders)], cache=3 * PATCH)
     rng = np.random.default_rng(0)
     recent: list[int] = []
     expected: Counter[int] = Counter()
@@ -67,9 +70,17 @@ def test_cache_keeps_the_last_used_and_no_more():
     assert source.calls == expected
 
 
+def test_planes_that_repeat_one_number_take_no_room():
+    source = Counting(5)
+    flat = np.broadcast_to(np.float32(1), (2, 2))
+    light = [lambda load=load: replace(load(), weight=flat) for load in source.loaders]
+    PatchPool([(1, light)], cache=5 * 20).draw(200, np.random.default_rng(0))
+    assert source.calls == Counter(range(5))
+
+
 def test_whole_set_in_the_cache_is_loaded_once():
     source = Counting(20)
-    PatchPool([(1, source.loaders)], cache=20).draw(1000, np.random.default_rng(0))
+    PatchPool([(1, source.loaders)], cache=20 * PATCH).draw(1000, np.random.default_rng(0))
     assert source.calls == Counter(range(20))
 
 

@@ -40,6 +40,29 @@ def test_further_images_are_unlabelled_training_images(recipe_file: Path, scenes
         split_of(recipe_file, tmp_path / "run", further, "split.fraction=null", "split.count=5")
 
 
+def test_further_images_have_groups_of_their_own_and_a_layout(
+    recipe_file: Path, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "more").mkdir()
+    Pillow.effect_noise((32, 32), 40).save(tmp_path / "more" / "cam0.png")
+    further = (f"data.unlabelled={tmp_path / 'more'}", "split.fraction=null", r"split.groups=(scene_000\d)")
+    run = split_of(recipe_file, tmp_path / "run", *further)
+    assert "unlabelled__cam0" in run.split.unlabelled
+    assert f"{tmp_path / 'more'}: format: plain, because it holds images" in capsys.readouterr().out
+    with pytest.raises(DataError, match="has no folder 'images'"):
+        split_of(recipe_file, tmp_path / "other", *further, "data.unlabelled_format=sirst")
+
+
+def test_labels_that_are_boxes_are_told(
+    recipe_file: Path, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    convert(open_folder(scenes), tmp_path / "boxes", "yolo-boxes")
+    split_of(recipe_file, tmp_path / "run", f"data.root={tmp_path / 'boxes'}")
+    assert "labels: boxes" in capsys.readouterr().out
+    split_of(recipe_file, tmp_path / "masks")
+    assert "labels: boxes" not in capsys.readouterr().out
+
+
 def test_radiometry_reaches_every_image(recipe_file: Path, tmp_path: Path) -> None:
     run = split_of(recipe_file, tmp_path / "run", "data.radiometry={policy: fixed, low: 0, high: 65535}")
     image = run.dataset.image(run.split.train[0])

@@ -8,8 +8,10 @@ import typer
 
 from fewlabel.cli.common import (
     AllowSam3,
+    DataFormat,
     Device,
     KeepGoing,
+    MaxPixels,
     Out,
     RecipePath,
     Redo,
@@ -117,12 +119,8 @@ def check(
     sets: Sets = None,
     redo: Redo = False,
     keep_going: KeepGoing = False,
-    format: Annotated[
-        str | None, typer.Option("--format", help="Layout of the data set; recognised by default.")
-    ] = None,
-    max_pixels: Annotated[
-        int | None, typer.Option("--max-pixels", min=1, help="Largest height x width of an image that is decoded.")
-    ] = None,
+    format: DataFormat = None,
+    max_pixels: MaxPixels = None,
 ) -> None:
     """Decode every image and mask once and say what is there and what is wrong."""
     if not data.exists():
@@ -185,18 +183,24 @@ def preview(
     images: Annotated[int, typer.Option("--images", min=1, help="Most labelled images shown.")] = 8,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Decides the choice of images and the crops.")] = 0,
     sets: Sets = None,
+    format: DataFormat = None,
+    max_pixels: MaxPixels = None,
 ) -> None:
     """Show what training will see: labelled images and crops of them, placed and varied."""
+    from fewlabel.data.pixels import MAX_PIXELS
     from fewlabel.pipeline.preview import preview_folder, preview_recipe
 
     if not data.exists():
         raise RunError(f"{data} does not exist; give a recipe, or the folder of a data set.")
     if is_recipe(data):
+        if format is not None or max_pixels is not None:
+            raise RunError(f"--format and --max-pixels belong to a data set, but {data} is a recipe; leave them out.")
         preview_recipe(data, tuple(sets or ()), out, images=images, seed=seed)
     elif sets:
         raise RunError(f"--set belongs to a recipe, but {data} is a data set; leave it out.")
     else:
-        preview_folder(data, out, images=images, seed=seed)
+        limit = max_pixels or MAX_PIXELS
+        preview_folder(data, out, images=images, seed=seed, format=format or "auto", max_pixels=limit)
     print(f"preview: {out.resolve()}")
 
 

@@ -17,6 +17,10 @@ Redo = Annotated[bool, typer.Option("--redo", help="Replace stages that other se
 KeepGoing = Annotated[bool, typer.Option("--keep-going", help="List unusable images in rejected.csv and go on.")]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads; the library's choice by default.")]
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda, ...; auto takes a GPU where there is one.")]
+DataFormat = Annotated[str | None, typer.Option("--format", help="Layout of the data set; recognised by default.")]
+MaxPixels = Annotated[
+    int | None, typer.Option("--max-pixels", min=1, help="Largest height x width of an image that is decoded.")
+]
 AllowSam3 = Annotated[
     bool, typer.Option("--allow-sam3", help="Agree to the licence of SAM 3, which is not Apache-2.0.")
 ]

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from fewlabel.cli.common import stoppable
+from fewlabel.cli.common import DataFormat, MaxPixels, stoppable
 from fewlabel.core.errors import RunError
 
 app = typer.Typer(help="Data sets: list, get, convert.", no_args_is_help=True)
@@ -17,15 +17,18 @@ def convert(
     source: Annotated[Path, typer.Argument(help="A data set's folder or file.", metavar="IN")],
     out: Annotated[Path, typer.Argument(help="Folder to make; must be empty or not there yet.", metavar="OUT")],
     to: Annotated[str, typer.Option("--to", help="Format to write: coco, yolo, yolo-boxes, voc, cvat, ...")],
-    format: Annotated[str, typer.Option("--format", help="Layout of the data set; recognised by default.")] = "auto",
+    format: DataFormat = None,
+    max_pixels: MaxPixels = None,
 ) -> None:
     """Write a data set in another format."""
+    from fewlabel.data.pixels import MAX_PIXELS
     from fewlabel.data.readers import find_layout, open_folder
     from fewlabel.data.writers import convert
 
-    if format == "auto":
+    if format is None:
         print(find_layout(source).sentence())
-    print(convert(open_folder(source, format), out, to).sentence())
+    dataset = open_folder(source, format or "auto", max_pixels=max_pixels or MAX_PIXELS)
+    print(convert(dataset, out, to).sentence())
 
 
 @app.command("list")

@@ -40,11 +40,13 @@ class Dataset(Protocol):
         classes: Names of the classes; `Instances.classes` are indexes into them.
         train_ids: Ids of the training images, in the data set's own order, each once.
         test_ids: Ids of the held-out images; no id is in both parts. May be empty.
+        boxes_only: Whether the labels are boxes, whose masks are nothing but the boxes filled.
         problems: What reading the lists and folders found wrong; always empty unless the reader was asked to go on.
     """
 
     name: str
     classes: tuple[str, ...]
+    boxes_only: bool
     train_ids: tuple[str, ...]
     test_ids: tuple[str, ...]
     problems: tuple[Problem, ...]

@@ -21,6 +21,7 @@ class JoinedDataset:
     Attributes:
         name: The first data set's name.
         classes: The first data set's classes.
+        boxes_only: Whether the first data set's labels are boxes.
         train_ids: The first data set's training images, then the further ones as `PREFIX` + id.
         test_ids: The first data set's test images.
         problems: Those of both.
@@ -29,6 +30,7 @@ class JoinedDataset:
     def __init__(self, labelled: Dataset, further: Dataset) -> None:
         self._labelled, self._further = labelled, further
         self.name, self.classes, self.test_ids = labelled.name, labelled.classes, labelled.test_ids
+        self.boxes_only = labelled.boxes_only
         self.train_ids = (*labelled.train_ids, *(PREFIX + id for id in (*further.train_ids, *further.test_ids)))
         self.problems = (
             *labelled.problems,

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 Draw = Callable[[int, np.random.Generator], list[Patch]]
 """Where a training gets its patches: ``(n, generator) -> n patches``, random by the generator alone."""
 
+CACHE = 2**30
+"""Bytes that a pool keeps: over a thousand infrared images of 256 x 256 pixels and more, but few of 10,000 x 10,000."""
+
 SCENE = "a rendered scene"
 """What messages call an image that has no file."""
 
@@ -65,13 +68,13 @@ class PatchPool:
     Args:
         groups: Pairs of a probability weight and the loaders of the group. Weights need not sum to one; a group of
             weight 0 is never drawn.
-        cache: Largest number of patches kept.
+        cache: Most bytes of pixels kept, besides the patch that was drawn last.
 
     Raises:
         DataError: No group can be drawn, a weight is negative, or a group of positive weight is empty.
     """
 
-    def __init__(self, groups: Sequence[tuple[float, Sequence[Callable[[], Patch]]]], cache: int = 512) -> None:
+    def __init__(self, groups: Sequence[tuple[float, Sequence[Callable[[], Patch]]]], cache: int = CACHE) -> None:
         weights = np.array([weight for weight, _ in groups], np.float64)
         if not np.isfinite(weights).all() or (weights < 0).any() or weights.sum() <= 0:
             raise DataError(
@@ -84,7 +87,7 @@ class PatchPool:
                 )
         self._members = [list(members) for _, members in groups]
         self._probabilities = weights / weights.sum()
-        self._capacity = max(1, cache)
+        self._capacity, self._held = cache, 0
         self._cache: OrderedDict[tuple[int, int], Patch] = OrderedDict()
 
     def __len__(self) -> int:
@@ -103,11 +106,18 @@ class PatchPool:
         if patch is None:
             patch = self._members[key[0]][key[1]]()
             self._cache[key] = patch
-            if len(self._cache) > self._capacity:
-                self._cache.popitem(last=False)
+            self._held += _bytes(patch)
+            while self._held > self._capacity and len(self._cache) > 1:
+                self._held -= _bytes(self._cache.popitem(last=False)[1])
         else:
             self._cache.move_to_end(key)
         return patch
+
+
+def _bytes(patch: Patch) -> int:
+    """Memory of a patch's planes; one that repeats a single number takes none."""
+    planes = (patch.image, patch.target, patch.weight, patch.soft)
+    return sum(plane.nbytes for plane in planes if plane is not None and any(plane.strides))
 
 
 def _load(dataset: Dataset, id: str) -> Patch:

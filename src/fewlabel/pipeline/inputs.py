@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 
+from fewlabel.core.errors import DataError
 from fewlabel.core.files import sha256_file, sha256_json
 from fewlabel.data.augment import Patch
 from fewlabel.data.dataset import Dataset
 from fewlabel.data.joined import PREFIX, JoinedDataset
+from fewlabel.data.pixels import MAX_PIXELS
 from fewlabel.data.pool import Draw, patch_of_scene
-from fewlabel.data.readers import open_folder
+from fewlabel.data.readers import FORMATS, find_layout, open_folder
 from fewlabel.data.synth import infrared
 from fewlabel.labels.soft import read_soft, soft_target
 from fewlabel.labels.store import LabelStore, target_and_weight
@@ -28,7 +30,32 @@ def open_dataset(data: DataSection, exclude: Iterable[str] = (), *, strict: bool
     if data.unlabelled is None:
         return dataset
     inside = frozenset(id.removeprefix(PREFIX) for id in left_out if id.startswith(PREFIX))
-    return JoinedDataset(dataset, open_folder(data.unlabelled, "auto", inside, **options))
+    return JoinedDataset(dataset, open_folder(data.unlabelled, data.unlabelled_format, inside, **options))
+
+
+def data_section(root: Path, format: str = "auto", max_pixels: int = MAX_PIXELS) -> DataSection:
+    """The data of a command that has no recipe.
+
+    Raises:
+        DataError: There is no such format.
+    """
+    if format not in FORMATS:
+        raise DataError(f"There is no data format {format!r}; choose one of {', '.join(FORMATS)}.")
+    return DataSection.model_validate({"format": format, "root": root, "max_pixels": max_pixels})
+
+
+def layouts(data: DataSection) -> list[str]:
+    """What is read as which layout and why, one line for each folder of a recipe's data.
+
+    Raises:
+        DataError: A layout is to be recognised and is not.
+    """
+    lines = []
+    for root, format in ((data.root, data.format), (data.unlabelled, data.unlabelled_format)):
+        if root is not None:
+            said = find_layout(root).sentence() if format == "auto" else f"format: {format}, as asked for"
+            lines.append(said if root == data.root else f"{root}: {said}")
+    return lines
 
 
 def checkpoint_hash(name: str) -> str:

@@ -9,9 +9,10 @@ from fewlabel.core.errors import DataError
 from fewlabel.core.masks import components
 from fewlabel.data.augment import AugmentConfig, Patch, crop, jitter
 from fewlabel.data.dataset import Dataset
+from fewlabel.data.pixels import MAX_PIXELS
 from fewlabel.data.pool import patch_of
-from fewlabel.pipeline.inputs import draw_scenes, open_dataset
-from fewlabel.recipe import DataSection, load_recipe
+from fewlabel.pipeline.inputs import data_section, draw_scenes, layouts, open_dataset
+from fewlabel.recipe import load_recipe
 from fewlabel.report.preview import Preview, Row, View, write
 from fewlabel.students.detector.train import DetectorConfig
 from fewlabel.students.train import StudentConfig
@@ -36,9 +37,13 @@ def preview_recipe(path: Path, overrides: tuple[str, ...], out: Path, *, images:
     preview(dataset, config, out, title=recipe.name, images=images, seed=seed, scenes=scenes)
 
 
-def preview_folder(root: Path, out: Path, *, images: int, seed: int) -> None:
+def preview_folder(
+    root: Path, out: Path, *, images: int, seed: int, format: str = "auto", max_pixels: int = MAX_PIXELS
+) -> None:
     """Preview a data set on its own, with the crops that a student has by default; DataError as `preview`."""
-    dataset = open_dataset(DataSection.model_validate({"root": root}), strict=False)
+    data = data_section(root, format, max_pixels)
+    print("\n".join(layouts(data)))
+    dataset = open_dataset(data, strict=False)
     preview(dataset, StudentConfig(), out, title=dataset.name, images=images, seed=seed)
 
 

@@ -12,14 +12,13 @@ from fewlabel.core.files import read_json, sha256_json, write_text
 from fewlabel.data.dataset import Dataset
 from fewlabel.data.inventory import Inventory, difference, take
 from fewlabel.data.pixels import MAX_PIXELS
-from fewlabel.data.readers import find_layout
 from fewlabel.data.split import Split
 from fewlabel.pipeline import labelling, scoring, stages
 from fewlabel.pipeline.collect import collect
 from fewlabel.pipeline.folder import RunFolder, Stage, plan
-from fewlabel.pipeline.inputs import checkpoint_hash, open_dataset
+from fewlabel.pipeline.inputs import checkpoint_hash, data_section, layouts, open_dataset
 from fewlabel.pipeline.labelling import SUMMARY
-from fewlabel.recipe import DataSection, Method, Recipe, dump_recipe
+from fewlabel.recipe import Method, Recipe, dump_recipe
 from fewlabel.report.contents import PseudoLabels
 from fewlabel.report.page import write as write_report
 from fewlabel.report.summary import label_warning
@@ -118,7 +117,8 @@ class Run:
 
         def check_inputs() -> dict[str, Any]:
             masks_needed = recipe.split.fraction is not None
-            data = {key: whole["data"][key] for key in ("format", "radiometry", "max_pixels")}
+            data = {key: value for key, value in whole["data"].items() if key not in ("root", "unlabelled")}
+            data["unlabelled"] = "none" if recipe.data.unlabelled is None else "given"
             return {"data": data, "files of the data": self._data_hash(), "masks needed": masks_needed}
 
         def split_inputs() -> dict[str, Any]:
@@ -158,7 +158,7 @@ class Run:
 
     def _check(self, out: Path) -> None:
         data, fraction = self.recipe.data, self.recipe.split.fraction
-        print(find_layout(data.root).sentence() if data.format == "auto" else f"format: {data.format}, as asked for")
+        print("\n".join(layouts(data)))
         print("\n".join(stages.check(data, out, keep_going=self.keep_going, fraction=fraction).lines()))
 
     def _split(self, out: Path) -> None:
@@ -245,8 +245,8 @@ def check_folder(
     Raises:
         DataError: An image or mask cannot be used, and `keep_going` is off.
     """
-    data = DataSection.model_validate({"format": format, "root": root, "max_pixels": max_pixels})
-    print(find_layout(root).sentence() if format == "auto" else f"format: {format}, as asked for")
+    data = data_section(root, format, max_pixels)
+    print("\n".join(layouts(data)))
     report = stages.check(data, out, keep_going=keep_going, fraction=None)
     print("\n".join(report.lines()))
     if out is None:

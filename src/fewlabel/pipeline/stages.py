@@ -12,6 +12,7 @@ from fewlabel.data.check import check as check_dataset
 from fewlabel.data.dataset import Dataset
 from fewlabel.data.duplicates import Duplicates, cluster_groups
 from fewlabel.data.groups import dataset_groups, join_groups, pattern_groups
+from fewlabel.data.joined import PREFIX
 from fewlabel.data.pool import PatchPool, loaders, unlabelled_loaders
 from fewlabel.data.split import Split, make_split
 from fewlabel.labels.store import LabelStore
@@ -52,6 +53,11 @@ def check(data: DataSection, out: Path | None, *, keep_going: bool, fraction: fl
         DataError: Something cannot be used, and `keep_going` is off.
     """
     dataset = open_dataset(data, strict=False)
+    if dataset.boxes_only:
+        print(
+            "labels: boxes, which count as masks that fill them; a student of masks would learn rectangles, so train"
+            " one of boxes (student.network=dfine), or draw masks"
+        )
     required = dataset.test_ids if fraction is None else (*dataset.train_ids, *dataset.test_ids)
     rejected = None if out is None else out / "rejected.csv"
     report = check_dataset(dataset, keep_going=keep_going, require_masks=required, rejected_csv=rejected)
@@ -107,7 +113,9 @@ def split_groups(section: SplitSection, dataset: Dataset, checked: dict[str, Any
     if section.groups == "layout":
         groupings.append(dataset_groups(dataset))
     elif section.groups is not None:
-        groupings.append(pattern_groups(dataset.train_ids, section.groups))
+        # Further images are never labelled, so no split can tear them from others.
+        own = [id for id in dataset.train_ids if not id.startswith(PREFIX)]
+        groupings.append(pattern_groups(own, section.groups))
     if section.twins_together:
         groupings.append(cluster_groups(Duplicates.from_json(checked["duplicates"])))
     return join_groups(*groupings) if groupings else None

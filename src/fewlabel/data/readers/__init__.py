@@ -74,7 +74,7 @@ def find_layout(root: Path | str) -> Layout:
     """
     root = Path(root)
     if not root.exists():
-        raise DataError(f"The data folder {root} does not exist; set data.root to the folder of the images.")
+        raise DataError(f"The data folder {root} does not exist; give the folder of the images.")
     found = {name: reason for name, reader in READERS.items() if (reason := reader.recognise(root)) is not None}
     if not found:
         raise DataError(f"{root} has none of the layouts {', '.join(READERS)}: it seems to hold no image or label.")

@@ -105,7 +105,7 @@ class FolderDataset(ABC):
         self.radiometry = radiometry
         self.name = self.root.resolve().name
         if not self.root.exists():
-            raise DataError(f"The data folder {self.root} does not exist; set data.root to the folder of the images.")
+            raise DataError(f"The data folder {self.root} does not exist; give the folder of the images.")
         index = self._index()
         found = (*twins(index.images), *_unspeakable(index.images), *index.problems)
         problems = [problem for problem in found if problem.id not in exclude]

@@ -1,6 +1,8 @@
 """Atomic files and folder swaps, with a kill at every rename."""
 
 import csv
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -100,3 +102,30 @@ def test_hashes(tmp_path: Path) -> None:
     assert files.sha256_file(path) == expected
     assert files.sha256_json({"a": 1, "b": [2]}) == files.sha256_json({"b": [2], "a": 1})
     assert files.sha256_json({"a": 1}) != files.sha256_json({"a": 2})
+
+
+BAD = os.fsdecode(b"caf\xe9 \xff.png")  # a name in Latin-1
+
+
+def test_names_that_are_not_utf8_are_escaped(tmp_path: Path) -> None:
+    files.write_text(tmp_path / "a.txt", f"é {BAD}")
+    assert (tmp_path / "a.txt").read_text(encoding="utf-8") == r"é caf\udce9 \udcff.png"
+    files.write_rejected(tmp_path / "a.csv", [(BAD, tmp_path / BAD, "broken")])
+    with (tmp_path / "a.csv").open(newline="", encoding="utf-8") as stream:
+        shown = r"caf\udce9 \udcff.png"
+        assert list(csv.reader(stream))[1] == [shown, f"{tmp_path}/{shown}", "broken"]
+
+
+def test_json_gives_names_back_that_are_not_utf8(tmp_path: Path) -> None:
+    value = {BAD: ["\\" + BAD, "é"], "plain": r"\udce9"}  # a backslash before, and the escape as a name of its own
+    files.write_json(tmp_path / "a.json", value)
+    assert files.read_json(tmp_path / "a.json") == value
+    assert json.loads((tmp_path / "a.json").read_text(encoding="ascii", errors="ignore"))  # other readers parse it
+
+
+def test_hashes_of_names_that_are_not_utf8() -> None:
+    assert files.sha256_json({BAD: 1}) == files.sha256_json({os.fsdecode(os.fsencode(BAD)): 1})
+    others = [BAD, BAD.replace("\udce9", "\udce8"), BAD.replace("\udce9", r"\udce9"), "café \xff.png"]
+    assert len({files.sha256_json(name) for name in others}) == len(others)
+    digest = "7ab44b65251d851a"  # records of earlier versions stay true
+    assert files.sha256_json({"é": "ü"})[:16] == digest

@@ -137,3 +137,19 @@ def test_what_cannot_be_read_is_said(root, tmp_path, monkeypatch):
     monkeypatch.setattr(inventory, "sha256_file", denied)
     with pytest.raises(DataError, match=r"a.png cannot be read \(Permission denied\): change its rights"):
         take(root)
+
+
+def test_a_name_that_is_not_utf8_is_a_name(root, tmp_path):
+    plain = take(root)
+    name = os.fsdecode(b"images/caf\xe9.png")
+    try:
+        write(root / name, "content")
+    except OSError:
+        pytest.skip("this file system refuses such names")
+    taken = take(root)
+    taken.save(tmp_path / "inventory.json")
+    assert Inventory.load(tmp_path / "inventory.json") == taken and name in taken.files
+    assert taken.sha256 == take(root, taken).sha256 != plain.sha256
+    assert difference(plain, taken) == f"1 file was added ({name})"
+    (root / name).rename(root / os.fsdecode(b"images/caf\xe8.png"))
+    assert take(root).sha256 != taken.sha256

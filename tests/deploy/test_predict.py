@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 
 import numpy as np
 import pytest
@@ -213,3 +214,55 @@ def test_boxes_need_a_detector(spot_onnx, make_scene):
     image = Image("one", make_scene(40, 40, [(9, 9)])[None].astype(np.float32))
     with pytest.raises(ModelError, match="gives masks, expected a detector"):
         predict_boxes(OnnxStudent(spot_onnx), image)
+
+
+@pytest.fixture
+def latin(folder):
+    """A readable image and a subfolder of one, whose names are in Latin-1."""
+    content = (folder / "eight.png").read_bytes()
+    for name in (b"caf\xe9.png", b"\xe9t\xe9/eight.png"):
+        path = folder / os.fsdecode(name)
+        try:
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(content)
+        except OSError:
+            pytest.skip("this file system refuses such names")
+    return folder
+
+
+@pytest.mark.parametrize("model", ["spot_onnx", "boxes_onnx"])
+def test_a_name_that_is_not_utf8_is_refused_before_the_first_image(latin, model, tmp_path, request, capsys):
+    with pytest.raises(DataError) as error:
+        predict_folder(request.getfixturevalue(model), latin, tmp_path / "out")
+    shown = str(latin) + r"/caf\udce9.png"
+    assert str(error.value) == f"'{shown}' has a name that is not UTF-8: rename the file or its folder."
+    assert not (tmp_path / "out").exists() and "predict" not in capsys.readouterr().err
+    summary = predict_folder(request.getfixturevalue(model), latin, tmp_path / "out", keep_going=True)
+    assert (summary.images, len(summary.rejected)) == (4, 2)
+    with (tmp_path / "out" / "rejected.csv").open(newline="", encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["id"] for row in rows] == [r"caf\udce9", r"\udce9t\udce9/eight"]
+    assert rows[0]["file"] == shown and all("is not UTF-8" in row["reason"] for row in rows)
+    coco = json.loads((tmp_path / "out" / "predictions.json").read_text(encoding="utf-8"))
+    assert {image["name"] for image in coco["images"]} == set(SPOTS)
+
+
+def test_a_folder_above_may_have_such_a_name(latin, spot_onnx, tmp_path):
+    root = latin / os.fsdecode(b"\xe9t\xe9")
+    (root / "cut.png").write_bytes(b"x")
+    summary = predict_folder(spot_onnx, root, tmp_path / "out", keep_going=True)
+    assert (summary.images, summary.targets) == (1, 2)
+    assert (tmp_path / "out" / "masks" / "eight.png").exists()
+    assert r"/\udce9t\udce9/cut.png" in (tmp_path / "out" / "rejected.csv").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("model", ["spot_onnx", "boxes_onnx"])
+def test_the_limit_of_pixels_is_the_callers(folder, model, tmp_path, request):
+    model, most = request.getfixturevalue(model), 64 * 130
+    assert predict_folder(model, folder, tmp_path / "out", max_pixels=most).images == 4
+    with pytest.raises(
+        DataError, match=r"colour\.jpg announces 64 x 130 pixels, more than the limit of 8319: .*max_pixels"
+    ):
+        predict_folder(model, folder, tmp_path / "out", max_pixels=most - 1)
+    summary = predict_folder(model, folder, tmp_path / "out", max_pixels=41 * 55 - 1, keep_going=True)
+    assert [path.name for path, _ in summary.rejected] == ["eight.png", "sixteen.tif", "colour.jpg"]

@@ -57,8 +57,17 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` to `path` as UTF-8, atomically."""
-    write_bytes(path, text.encode("utf-8"))
+    r"""Write `text` to `path` as UTF-8, atomically.
+
+    A byte of a file name that is not UTF-8, which Python keeps as a lone surrogate, is written as its escape, such as
+    ``\udce9`` for the byte E9: a name to be read, though not to be opened. In JSON it is read back as it was.
+    """
+    write_bytes(path, _encoded(text))
+
+
+def _encoded(text: str) -> bytes:
+    r"""UTF-8 with lone surrogates as ``\udce9``, which is also how JSON spells them within a string."""
+    return text.encode("utf-8", errors="backslashreplace")
 
 
 def write_rejected(path: Path, rows: Iterable[tuple[str, Path, str]]) -> None:
@@ -66,7 +75,7 @@ def write_rejected(path: Path, rows: Iterable[tuple[str, Path, str]]) -> None:
 
     Args:
         path: The table.
-        rows: Id of the image, the file at fault, and why it cannot be used.
+        rows: Id of the image, the file at fault, and why it cannot be used; names that are not UTF-8 as `write_text`.
     """
     text = io.StringIO(newline="")
     table = csv.writer(text, lineterminator="\n")
@@ -78,7 +87,8 @@ def write_rejected(path: Path, rows: Iterable[tuple[str, Path, str]]) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write `value` to `path` as indented JSON, atomically; key order is kept, so equal values give equal bytes.
 
-    JSON has no NaN or infinity: such a number (a score of nothing, say) is written as null.
+    JSON has no NaN or infinity: such a number (a score of nothing, say) is written as null. File names that are not
+    UTF-8 are escaped, and `read_json` gives them back.
     """
     write_text(path, json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
@@ -169,6 +179,6 @@ def sha256_file(path: Path) -> str:
 
 
 def sha256_json(value: Any) -> str:
-    """SHA-256 of a JSON value with sorted keys, as lower-case hexadecimal."""
+    """SHA-256 of a JSON value with sorted keys, as lower-case hexadecimal; file names need not be UTF-8."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+    return hashlib.sha256(_encoded(text)).hexdigest()

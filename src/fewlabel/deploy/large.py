@@ -1,4 +1,8 @@
-"""Prediction of images that are too large to be held: by windows of the file, in the memory of a few tiles."""
+"""Prediction of images that are too large for one pass of the network: by tiles, or by windows of the file.
+
+An image of more than `LARGE` pixels is shown to the network in tiles, whatever its format. TIFF and NumPy files of more
+than `HELD` pixels are not even read as a whole; the mask alone is held.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,62 +11,85 @@ import numpy as np
 
 from fewlabel.core.banded import banded_instances
 from fewlabel.core.errors import DataError
-from fewlabel.core.types import STANDARD, Instances
-from fewlabel.data.moments import grey_moments, standardised_rows
+from fewlabel.core.radiometry import FLAT, Radiometry, apply
+from fewlabel.core.types import STANDARD, Image, Instances
+from fewlabel.data.moments import ROWS, STEP, Rows, grey_moments, grey_rows, standardised_rows
+from fewlabel.data.pixels import MAX_PIXELS, FileError, read_image
 from fewlabel.data.tiles import bands
-from fewlabel.data.windows import WindowReader, open_windows
+from fewlabel.data.windows import ImageWindows, WindowReader, open_windows
 from fewlabel.deploy.runtime import OnnxStudent, sigmoid
 
-LARGE = 2**24
-"""Pixels above which an image is predicted by tiles. Below, the network sees it as a whole."""
+LARGE = 2**22
+"""Pixels above which an image is predicted by tiles. Below, the network sees it as a whole: the tiny U-Net, whose
+activations are the largest, took 4.4 GB for 4000 x 4000 pixels (275 bytes each), so about 1.2 GB at this bound."""
+
+HELD = 2**24
+"""Pixels up to which TIFF and NumPy files are read as a whole; they get an overlay, and any radiometry."""
 
 TILE, OVERLAP = 1024, 128
 WINDOWED = (".tif", ".tiff", ".npy")  # formats of which a window can be read without the rest
 
 
-def large_image(path: Path) -> WindowReader | None:
-    """The windows of a file that is to be predicted by tiles; None for all others.
+def open_image(path: Path, id: str, *, max_pixels: int = MAX_PIXELS) -> Image | WindowReader:
+    """Open an image for prediction; it is decoded once, or not at all.
+
+    Args:
+        path: The file.
+        id: Name of the image.
+        max_pixels: Largest height x width that is decoded as a whole.
+
+    Returns:
+        The image; for a file of more than `HELD` pixels of which windows can be read, these, whatever `max_pixels`.
 
     Raises:
-        DataError: The file's header is damaged.
+        DataError: The file cannot be read, or has to be decoded as a whole and is above `max_pixels`.
     """
-    if path.suffix.lower() not in WINDOWED:
-        return None
-    reader = open_windows(path)
-    return reader if reader.size[0] * reader.size[1] > LARGE else None
+    if path.suffix.lower() in WINDOWED:
+        try:
+            reader = open_windows(path)
+        except FileError:
+            if max_pixels <= MAX_PIXELS:  # the limit of open_windows
+                raise
+        else:
+            pixels = reader.size[0] * reader.size[1]
+            if not isinstance(reader, ImageWindows):
+                if pixels > HELD:
+                    return reader
+            elif pixels <= max_pixels:
+                return Image(id, reader.read(0, 0, *reader.size), reader.dtype, reader.bit_depth, path)
+    return read_image(path, id, max_pixels=max_pixels)
 
 
-def predict_large(student: OnnxStudent, reader: WindowReader) -> tuple[np.ndarray, Instances]:
-    """Find the targets of an image by overlapping tiles; only the mask is held as a whole.
+def is_large(image: Image | WindowReader) -> bool:
+    """Whether an image is to be predicted by tiles."""
+    return image.size[0] * image.size[1] > LARGE
 
-    The image is standardised by its own mean and spread, taken in one pass before. Tiles of `TILE` pixels overlap by
-    `OVERLAP`, and their probabilities are blended. A network that looks further than a tile reaches, such as one with
-    a mean over the whole image, may answer a little differently from how it answers the image as a whole.
+
+def predict_large(student: OnnxStudent, image: Image | WindowReader) -> tuple[np.ndarray, Instances]:
+    """Find the targets of an image by overlapping tiles; of an image in windows only the mask is held as a whole.
+
+    Grey values are prepared by statistics of the whole image, taken in one pass before. Tiles of `TILE` pixels overlap
+    by `OVERLAP`, and their probabilities are blended. A network that looks further than a tile reaches, such as one
+    with a mean over the whole image, may answer a little differently from how it answers the image as a whole.
 
     Args:
         student: The exported student.
-        reader: The image.
+        image: The image, or its windows.
 
     Returns:
         The mask bool `(H, W)` and one instance per 8-connected component, as `fewlabel.deploy.predict.predict_image`.
 
     Raises:
-        DataError: A part of the file is damaged, or the model's radiometry needs the whole image.
+        DataError: A part of the file is damaged, or the model's radiometry needs the whole image and there are windows.
     """
-    if student.info.radiometry != STANDARD:
-        raise DataError(
-            f"An image of {reader.size[0]} x {reader.size[1]} pixels is predicted by tiles, but the radiometry"
-            f" {student.info.radiometry.policy!r} of {student.path} needs it as a whole: cut it into images of at most"
-            f" {LARGE} pixels."
-        )
-    height, width = reader.size
+    height, width = image.size
+    rows = _rows(student, image)
     mask = np.zeros((height, width), dtype=bool)
 
     def probabilities(crops: np.ndarray) -> np.ndarray:
         return sigmoid(student.logits(np.ascontiguousarray(crops[:, None]))[:, 0])
 
     def parts() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        rows = standardised_rows(reader, grey_moments(reader))
         for top, part in bands(rows, height, width, probabilities, tile=TILE, overlap=OVERLAP, batch=1):
             found = part > student.info.threshold
             mask[top : top + len(part)] = found
@@ -70,3 +97,55 @@ def predict_large(student: OnnxStudent, reader: WindowReader) -> tuple[np.ndarra
 
     instances = banded_instances(parts(), (height, width), source="student")
     return mask, instances
+
+
+def _rows(student: OnnxStudent, image: Image | WindowReader) -> Rows:
+    """What the student is given of an image, by rows."""
+    radiometry = student.info.radiometry
+    if radiometry.policy not in ("percentile", "clahe"):
+        return prepared_rows(radiometry, ImageWindows(image) if isinstance(image, Image) else image)
+    if isinstance(image, Image):
+        whole = apply(radiometry, image.grey())
+        return lambda top, stop: whole[top:stop]
+    raise DataError(
+        f"An image of {image.size[0]} x {image.size[1]} pixels is predicted by windows of its file, but the radiometry"
+        f" {radiometry.policy!r} of {student.path} needs it as a whole: cut it into images of at most {HELD} pixels."
+    )
+
+
+def prepared_rows(radiometry: Radiometry, reader: WindowReader) -> Rows:
+    """What networks are given of an image, by rows, without holding it.
+
+    Args:
+        radiometry: `standard`, `min-max` (each takes one pass over the image here) or `fixed`.
+        reader: The image.
+
+    Returns:
+        Rows of what `fewlabel.core.radiometry.apply` gives for the whole image: for `standard` to float rounding, else
+        the same values.
+    """
+    if radiometry == STANDARD:
+        return standardised_rows(reader, grey_moments(reader))
+    rows, line = grey_rows(reader), radiometry
+    if radiometry.policy == "min-max":
+        low, high = grey_extremes(reader)
+        if high - low <= FLAT * max(abs(low), abs(high)):
+            return lambda top, stop: np.zeros((stop - top, reader.size[1]), dtype=np.float32)
+        line = Radiometry(policy="fixed", low=low, high=high)
+
+    def scaled(top: int, stop: int) -> np.ndarray:
+        grey = rows(top, stop)  # read at once, since the file's tiles are; float64 for a few rows at a time
+        return np.concatenate([apply(line, grey[start : start + STEP]) for start in range(0, len(grey), STEP)])
+
+    return scaled
+
+
+def grey_extremes(reader: WindowReader) -> tuple[float, float]:
+    """Lowest and highest grey value of an image, in one pass; memory as `fewlabel.data.moments.grey_moments`."""
+    rows, height = grey_rows(reader), reader.size[0]
+    step = -(-ROWS // reader.block) * reader.block
+    low, high = float("inf"), float("-inf")
+    for top in range(0, height, step):
+        band = rows(top, min(top + step, height))
+        low, high = min(low, float(band.min())), max(high, float(band.max()))
+    return low, high

@@ -6,7 +6,8 @@ What is written:
 * `predictions.json` COCO: `images`, `categories`, and `annotations` with a `score`, one per 8-connected component. It
   loads as a COCO data set, and its annotations as COCO results. A detector's have boxes and no masks, and there are no
   `masks/`;
-* `rejected.csv` names and files that could not be read and why, when the caller chose to go on without them.
+* `rejected.csv` names and files that could not be read and why, when the caller chose to go on without them. Files
+  whose name is not UTF-8, which JSON cannot hold, are among them.
 
 Images pass through one at a time, and the output folder appears at the end, whole.
 """
@@ -26,9 +27,10 @@ from fewlabel.core.files import replace_folder, write_rejected
 from fewlabel.core.masks import components
 from fewlabel.core.progress import track
 from fewlabel.core.types import Image, Instances
-from fewlabel.data.pixels import read_image
+from fewlabel.data.pixels import MAX_PIXELS, read_image
 from fewlabel.data.readers.base import ENDINGS
-from fewlabel.deploy.large import large_image, predict_large
+from fewlabel.data.windows import WindowReader
+from fewlabel.deploy.large import is_large, open_image, predict_large
 from fewlabel.deploy.overlay import box_lines, outline, overlay
 from fewlabel.deploy.runtime import ModelInfo, OnnxStudent, sigmoid
 
@@ -105,62 +107,74 @@ def predict_folder(
     *,
     keep_going: bool = False,
     threads: int = 1,
+    max_pixels: int = MAX_PIXELS,
 ) -> PredictSummary:
     """Predict all images of a folder, or the given files.
 
     Args:
         model_path: The exported `.onnx` student.
         images: A folder, searched with its subfolders for PNG, TIFF, JPEG, BMP and NumPy files; or a file, or files.
-            TIFF and NumPy files of more than `fewlabel.deploy.large.LARGE` pixels are predicted by tiles and get a
-            mask but no overlay.
+            Masks of more than `fewlabel.deploy.large.LARGE` pixels are predicted by tiles; TIFF and NumPy files of
+            more than `fewlabel.deploy.large.HELD` are not read as a whole then, and get no overlay.
         out: Output folder. It may be absent, empty, or hold an earlier prediction, which is then replaced.
         keep_going: List files that cannot be read in `rejected.csv` and go on, instead of stopping at the first.
         threads: Threads that one image may use.
+        max_pixels: Largest height x width of an image that is decoded as a whole; a larger one cannot be read.
 
     Returns:
         The counts, and the files that were left out.
 
     Raises:
-        DataError: There is no image, one cannot be read (without `keep_going`), none can be read, or `out` holds
-            other things.
+        DataError: There is no image, one cannot be read or has a name that is not UTF-8 (without `keep_going`), none
+            can be read, or `out` holds other things.
         ModelError: The model cannot be loaded.
     """
     student = OnnxStudent(Path(model_path), threads)
     out = Path(out).resolve()
     files = find_images(images)
     _check_out(out, files)
-    rejected: list[tuple[Path, str]] = []
+    rejected = [
+        (path, f"{str(path)!r} has a name that is not UTF-8: rename the file or its folder.")
+        for path, name in files.items()
+        if not _is_text(name + path.name)
+    ]
+    if rejected and not keep_going:
+        raise DataError(rejected[0][1])
+    unnamed = {path for path, _ in rejected}
+    named = {path: name for path, name in files.items() if path not in unnamed}
     with replace_folder(out) as folder:
         with (folder / PREDICTIONS).open("w", encoding="utf-8") as stream:
             writer = _CocoWriter(stream, student.info)
-            for path, name in track(files.items(), "predict", len(files)):
+            for path, name in track(named.items(), "predict", len(named)):
+                image: Image | WindowReader
                 try:
-                    large = large_image(path) if student.info.frame is None else None
-                    if large is not None:
-                        mask, instances = predict_large(student, large)
-                        _save(folder / MASKS / f"{name}.png", mask * np.uint8(255))
-                        writer.add(name, large.size, path, instances)
-                        continue
-                    image = read_image(path, name)
+                    if student.info.frame is not None:
+                        image = read_image(path, name, max_pixels=max_pixels)
+                        boxes, scores = predict_boxes(student, image)
+                    else:
+                        image = open_image(path, name, max_pixels=max_pixels)
+                        if isinstance(image, Image) and not is_large(image):
+                            mask, instances = predict_image(student, image)
+                        else:
+                            mask, instances = predict_large(student, image)
                 except DataError as error:
                     if not keep_going:
                         raise
                     rejected.append((path, str(error)))
                     continue
-                if student.info.frame is None:
-                    mask, instances = predict_image(student, image)
-                    _save(folder / MASKS / f"{name}.png", mask * np.uint8(255))
-                    lines = outline(mask)
-                    writer.add(name, image.size, path, instances)
-                else:
-                    boxes, scores = predict_boxes(student, image)
-                    lines = box_lines(boxes, image.size)
+                if student.info.frame is not None:
                     writer.add_boxes(name, image.size, path, boxes, scores)
-                _save(folder / OVERLAYS / f"{name}.png", overlay(image.grey(), lines))
+                else:
+                    _save(folder / MASKS / f"{name}.png", mask * np.uint8(255))
+                    writer.add(name, image.size, path, instances)
+                if isinstance(image, Image):
+                    lines = outline(mask) if student.info.frame is None else box_lines(boxes, image.size)
+                    _save(folder / OVERLAYS / f"{name}.png", overlay(image.grey(), lines))
             writer.close()
         if not writer.images:
             raise DataError(f"None of {len(files)} images can be read; the first: {rejected[0][1]}")
         if rejected:
+            rejected.sort()
             write_rejected(folder / REJECTED, [(files[path], path, reason) for path, reason in rejected])
     return PredictSummary(len(writer.images), writer.targets, tuple(rejected))
 
@@ -207,6 +221,11 @@ def _walk(root: Path) -> Iterator[Path]:
         hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
         if path.suffix.lower() in SUFFIXES and not hidden and path.is_file():
             yield path
+
+
+def _is_text(name: str) -> bool:
+    """Whether a name can be written as UTF-8; bytes that are not stand in a path as lone surrogates."""
+    return not any("\ud800" <= sign <= "\udfff" for sign in name)
 
 
 def _check_out(out: Path, files: dict[Path, str]) -> None:

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fewlabel.core.errors import DataError
-from fewlabel.data.readers.lists import find_lists, folder_parts, held_out, listed_parts
+from fewlabel.data.readers.lists import find_lists, folder_parts, held_out, listed_parts, prefixed_lists, stray_list
 
 
 def lists(folder, **parts: str):
@@ -53,6 +53,28 @@ def test_trainval_stands_in_for_train(tmp_path):
     assert named(train="a", val="b", trainval="ab") == ["a", "b", ""]
     assert named(trainval="ab", test="c") == ["ab", "", "c"]
     assert named(val="b", trainval="ab") == ["ab", "", ""]  # one of the two names b already
+    assert named(train="a", trainval="ab") == ["ab", "", ""]
+
+
+def test_parts_by_the_beginning_of_names(tmp_path):
+    lists(tmp_path, train_x="a", train_val_x="b", valid="c", trainvaltest_x="d", x_test="e", test="f", test_full="g")
+    with pytest.raises(DataError, match=r"several test lists \(test.txt, test_full.txt\)"):
+        prefixed_lists(tmp_path)
+    found = {part: path.stem for part, path in prefixed_lists(tmp_path, "_full").items()}
+    assert found == {"train": "train_x", "trainval": "train_val_x", "val": "valid", "test": "test_full"}
+    assert prefixed_lists(tmp_path / "none") == {}
+
+
+def test_a_list_that_nothing_reads(tmp_path):
+    deep = tmp_path / "1/2/3"
+    deep.mkdir(parents=True)
+    assert stray_list(tmp_path, "abc") is None
+    lists(deep, some="abx")
+    assert stray_list(tmp_path, "abc") == deep / "some.txt"
+    lists(deep, some="axx")  # most lines name no image
+    assert stray_list(tmp_path, "abc") is None
+    lists(deep, some="cxba")  # all images, which is no split
+    assert stray_list(tmp_path, "abc") is None
 
 
 def test_without_a_training_list_the_rest_trains(tmp_path):

@@ -10,7 +10,10 @@ from tests.data.readers.contract import ReaderContract, objects, save_pictures
 
 from fewlabel.core.errors import DataError
 from fewlabel.core.types import Instances, Labelled, Unlabelled
+from fewlabel.data.readers import find_layout, open_folder
 from fewlabel.data.readers.sirst import SirstDataset
+
+PARTS = ("train", "val", "trainval", "test", "trainvaltest")
 
 
 def add(root: Path, *ids: str, masks: bool = True, size: int = 16) -> None:
@@ -192,6 +195,129 @@ def test_published_sets(real_data, name, train, test):
     assert all(data.has_mask(id) for id in data.train_ids + data.test_ids)
     sample = data.labelled(data.test_ids[0])
     assert sample.image.bit_depth == 8 and len(sample.instances) >= 1
+
+
+def publish(root: Path, images: str, masks: str, suffix: str = "", **texts: str) -> None:
+    """Images a to f with masks in folders as a publisher calls them; `texts` are lists by path without ending."""
+    add(root, *"abcdef")
+    (root / "img_idx").rmdir()
+    for id in "abcdef":
+        (root / f"masks/{id}.png").rename(root / f"masks/{id}{suffix}.png")
+    for old, new in (("images", images), ("masks", masks)):
+        (root / new).parent.mkdir(parents=True, exist_ok=True)
+        (root / old).rename(root / new)
+    for path, ids in texts.items():
+        (root / path).parent.mkdir(exist_ok=True)
+        (root / f"{path}.txt").write_text("\n".join(ids) + "\n")
+
+
+V2 = ("mixed", "annotations/masks", "_pixels0")
+IRSTD = ("IRSTD1k_Img", "IRSTD1k_Label")
+
+
+@pytest.mark.parametrize(
+    ("folders", "texts", "train"),
+    [
+        (
+            ("images", "masks", "_pixels0"),
+            {f"idx_427/{part}": ids for part, ids in zip(PARTS, ("cb", "da", "dacb", "fe", "abcdef"), strict=True)},
+            "cbda",
+        ),
+        (("images", "masks", "_pixels0"), {"idx_427/trainval": "dacb", "idx_427/test": "fe"}, "dacb"),
+        (
+            V2,
+            {f"splits/{part}_full": ids for part, ids in zip(PARTS, ("cb", "da", "cbda", "fe", "abcdef"), strict=True)}
+            | {"splits/test_v1fullv2target": "ab", "splits/trainval_v1fullv2target": "cf", "splits/mini_test": "a"},
+            "cbda",
+        ),
+        (IRSTD, {"trainval": "bd", "test": "fe"}, "bd"),
+    ],
+    ids=["NUAA-SIRST", "NUAA-SIRST-trainval", "SIRST-v2", "IRSTD-1k"],
+)
+def test_layouts_as_they_are_published(tmp_path, folders, texts, train):
+    publish(tmp_path, *folders, **texts)
+    if folders == V2:
+        for folder in ("annotations/bboxes", "annotations/masks"):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            (tmp_path / folder / "a.xml").write_text("<annotation><filename>a.png</filename></annotation>")
+    assert find_layout(tmp_path).format == "sirst"
+    data = open_folder(tmp_path)
+    assert ("".join(data.train_ids), "".join(data.test_ids)) == (train, "fe")
+    assert all(data.labelled(id).instances.areas().tolist() == [2] for id in "abcdef")
+
+
+def test_published_folders_without_lists(tmp_path):
+    publish(tmp_path, *IRSTD)
+    data = open_folder(tmp_path)
+    assert (data.format, data.train_ids, data.test_ids) == ("sirst", tuple("abcdef"), ())
+    (tmp_path / "IRSTD1k_Label").rename(tmp_path / "boxes")
+    assert find_layout(tmp_path).format == "plain"
+
+
+def test_lists_of_two_folders_are_not_mixed(tmp_path):
+    publish(tmp_path, "images", "masks", **{"idx_427/trainval": "ab", "img_idx/test_x": "cd"})
+    refuses(tmp_path, "img_idx and in ", "idx_427: keep those of one folder")
+    (tmp_path / "img_idx/test_x.txt").rename(tmp_path / "idx_427/test.txt")
+    (tmp_path / "idx_427/test_full.txt").write_text("e\n")
+    refuses(tmp_path, "idx_427 holds several test lists (test.txt, test_full.txt)")
+    (tmp_path / "idx_427").rename(tmp_path / "splits")
+    assert SirstDataset(tmp_path).test_ids == ("e",)
+    (tmp_path / "test.txt").write_text("f\n")
+    refuses(tmp_path, "splits and in", "keep those of one folder")
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        ("50_50/test.txt", "a\nb\n"),
+        ("protocols/v1.0/held.out.txt", "\n\nimages/a.png masks/a.png\nimages/b.png masks/b.png\n"),
+        ("test_NUAA.txt", "\ufeffghost\na.png\r\nb\n"),
+        ("img_idx/held_out.txt", "b"),
+    ],
+)
+def test_lists_that_would_be_overlooked(tmp_path, path, text):
+    publish(tmp_path, "images", "masks")
+    assert SirstDataset(tmp_path).test_ids == ()
+    (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / path).write_bytes(text.encode())
+    place = (tmp_path / path).parent
+    refuses(tmp_path, f"{place} holds the id list {Path(path).name}", "img_idx/, idx_427/, splits/", "train.txt")
+    (tmp_path / "idx_427").mkdir()
+    (tmp_path / "idx_427/test.txt").write_text("c\n")  # lists that are read say what the test part is
+    assert SirstDataset(tmp_path).test_ids == ("c",)
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        ("notes.txt", b"a recording of b\nfrom the north\n"),
+        ("classes.txt", b"target\n"),
+        ("README.txt", b""),
+        ("labels/a.txt", b"a\n"),  # belongs to image a
+        ("labels/other.txt", b"0 0.5 0.5 0.1 0.1\n"),
+        ("idx_427/trainvaltest.txt", b"f\ne\nd\nc\nb\na\n"),  # splits nothing
+        ("binary/data.txt", b"a\n\xff\xfe\0"),
+        (".cache/test.txt", b"a\n"),
+    ],
+)
+def test_texts_that_are_no_lists(tmp_path, path, text):
+    publish(tmp_path, "images", "masks")
+    (tmp_path / path).parent.mkdir(exist_ok=True)
+    (tmp_path / path).write_bytes(text)
+    assert SirstDataset(tmp_path).train_ids == tuple("abcdef")
+
+
+@pytest.mark.parametrize("name", ["NUAA-SIRST", "NUDT-SIRST", "DSB2018"])
+def test_published_sets_keep_their_format(real_data, name):
+    assert find_layout(real_data / name).format == ("masks" if name == "DSB2018" else "sirst")
+
+
+def test_lists_in_the_root_beside_images_belong_to_masks(tmp_path):
+    publish(tmp_path, "images", "masks", train="ab", test="c")
+    assert find_layout(tmp_path).format == "masks"
+    for format in ("masks", "sirst"):
+        data = open_folder(tmp_path, format)
+        assert (data.train_ids, data.test_ids) == (("a", "b"), ("c",))
 
 
 class TestContract(ReaderContract):

@@ -192,6 +192,24 @@ def test_classes_of_maps(tmp_path):
     refuses(tmp_path, "SegmentationClass/a.png holds the index 21", "1..20")
 
 
+def test_damaged_annotation_beside_maps(tmp_path):
+    """Maps tell everything, yet a broken XML file beside them is an error of its image, and of no other."""
+    TestMaps().make(tmp_path)
+    home = tmp_path / "VOCdevkit/VOC2012"
+    annotate(home / "Annotations/a.xml", *boxes("a"), size=SIZES["a"])
+    whole = (home / "Annotations/a.xml").read_bytes()
+    data = open_folder(tmp_path)
+    assert len(data.labelled("a").instances) == 2
+    (home / "Annotations/a.xml").write_bytes(whole[:200])
+    data = open_folder(tmp_path)
+    with pytest.raises(DataError, match=r"Annotations/a.xml cannot be read as XML .*\.$"):
+        data.labelled("a")
+    assert len(data.labelled("b").instances) == 1
+    (home / "SegmentationObject/a.png").unlink()  # class maps alone
+    with pytest.raises(DataError, match=r"Annotations/a.xml cannot be read as XML"):
+        open_folder(tmp_path).labelled("a")
+
+
 def test_the_test_part_is_held_out_where_it_has_labels(tmp_path):
     save_pictures(tmp_path / "JPEGImages")
     lists(tmp_path / "ImageSets/Main", train="a", val="b", trainval="ab", test="c")

@@ -16,6 +16,7 @@ lie beside the images, or in Annotations/ (annotations/) beside images/.
 With maps the objects are the numbers in SegmentationObject, and an image without a map is unlabelled. Their classes
 come from SegmentationClass, else from the XML file, whose n-th object is number n; without SegmentationObject each
 8-connected component of a class is an object. The indexes of the classes are VOC's own unless a list names others.
+An XML file beside maps that tell all is read only to find damage; what it says of objects and sizes is not compared.
 
 Without maps the objects are the boxes, filled; difficult ones are ignored. VOC counts pixels from 1 and a box includes
 its last pixel: <xmin>1</xmin> <xmax>3</xmax> are the first three pixels, 0 to 3 in pixel edges.
@@ -137,6 +138,8 @@ class VocDataset(FolderDataset):
             return self._filled(only(self._boxes[id]), image)
         if id not in self._indexes:
             return self._by_xml(id, image)
+        if id in self._boxes:
+            _objects(only(self._boxes[id]))  # nothing of it is used, but a broken file must not go unnoticed
         path = only(self._indexes[id])
         indexes = read_map(path, "class map", image, self.max_pixels)
         refuse_indexes(path, indexes, self.classes)

@@ -86,7 +86,7 @@ def render(records: list[dict[str, Any]]) -> str:
         lines.append("| " + " | ".join(judge(dataset, student, scores)) + " |")
         if losses := parts(scores):
             ablations.append(f"* {dataset}, `{student}`: " + ", ".join(losses))
-    text = ["\n".join(lines)]
+    text = ["\n".join(lines) if len(lines) > 2 else "No row of fewlabel was measured yet."]
     if ablations:
         text.append(
             "IoU points that fewlabel is better than itself without a part (minus) or with a further one (plus):\n\n"

@@ -330,12 +330,3 @@ def list_problems(entries: Iterable[Listed], images: dict[str, tuple[Path, ...]]
             yield Problem(id, path, f"{place}: '{id}' is listed already in {there}: remove one of them.")
         else:
             first[id] = entry
-
-
-def parts(
-    images: Iterable[str], train: Iterable[Listed], test: Iterable[Listed]
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Training and test ids: without a training list all images that the test list does not name train, sorted."""
-    tested = tuple(entry.id for entry in test)
-    trained = tuple(entry.id for entry in train)
-    return trained or tuple(sorted(set(images) - set(tested))), tested

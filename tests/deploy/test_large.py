@@ -30,14 +30,23 @@ CUTS = {  # radiometry and the value above which the student calls a pixel a tar
 }
 
 
-def pointwise(path, policy="standard"):
-    """A student that looks at one pixel, so that tiling can change nothing but rounding."""
-    radiometry, cut = CUTS[policy]
-    network = nn.Conv2d(1, 1, 1)
-    with torch.no_grad():
-        network.weight.fill_(4.0)
-        network.bias.fill_(-4.0 * cut)
-    return export_student(network, path, name="points", metadata={"radiometry": radiometry})
+@pytest.fixture(scope="module")
+def pointwise(tmp_path_factory):
+    """Exported students that look at one pixel, so that tiling can change nothing but rounding; each is made once."""
+    folder = tmp_path_factory.mktemp("models")
+
+    def made(policy="standard"):
+        path = folder / f"{policy}.onnx"
+        if path.exists():
+            return path
+        radiometry, cut = CUTS[policy]
+        network = nn.Conv2d(1, 1, 1)
+        with torch.no_grad():
+            network.weight.fill_(4.0)
+            network.bias.fill_(-4.0 * cut)
+        return export_student(network, path, name="points", metadata={"radiometry": radiometry})
+
+    return made
 
 
 @pytest.fixture
@@ -84,25 +93,25 @@ def agree(student, opened, whole):
 
 @pytest.mark.parametrize("policy", ["standard", "fixed", "min-max"])
 @pytest.mark.parametrize("kind", ["tif", "npy"])
-def test_windows_give_what_the_whole_gives(picture, tmp_path, kind, policy):
+def test_windows_give_what_the_whole_gives(picture, pointwise, kind, policy):
     path = picture if kind == "tif" else rewritten(picture, kind)
-    student = OnnxStudent(pointwise(tmp_path / "model.onnx", policy))
+    student = OnnxStudent(pointwise(policy))
     opened = large.open_image(path, "wide")
     assert not isinstance(opened, Image)
     assert agree(student, opened, read_image(path)) == 5
 
 
 @pytest.mark.parametrize("policy", CUTS)
-def test_images_in_memory_take_any_radiometry(picture, tmp_path, policy):
+def test_images_in_memory_take_any_radiometry(picture, pointwise, policy):
     opened = large.open_image(rewritten(picture, "png"), "wide")
     assert isinstance(opened, Image) and large.is_large(opened)
-    found = agree(OnnxStudent(pointwise(tmp_path / "model.onnx", policy)), opened, opened)
+    found = agree(OnnxStudent(pointwise(policy)), opened, opened)
     assert found == 5 or policy == "clahe"
 
 
 @pytest.mark.parametrize("policy", ["percentile", "clahe"])
-def test_radiometry_that_needs_the_whole_image_is_refused(picture, tmp_path, policy):
-    student = OnnxStudent(pointwise(tmp_path / "m.onnx", policy))
+def test_radiometry_that_needs_the_whole_image_is_refused(picture, pointwise, policy):
+    student = OnnxStudent(pointwise(policy))
     reader = large.open_image(picture, "wide")
     with pytest.raises(DataError, match=rf"410 x 1290 pixels is predicted by windows .* radiometry '{policy}'.*100000"):
         large.predict_large(student, reader)
@@ -112,7 +121,7 @@ def test_radiometry_that_needs_the_whole_image_is_refused(picture, tmp_path, pol
     ("kind", "held"),
     [("tif", True), ("tif packed", False), ("npy", True), ("png", False), ("jpg", False), ("bmp", False)],
 )
-def test_the_network_never_sees_a_large_image_whole(picture, tmp_path, monkeypatch, kind, held):
+def test_the_network_never_sees_a_large_image_whole(picture, pointwise, tmp_path, monkeypatch, kind, held):
     path = picture if kind == "tif" else rewritten(picture, kind)
     if held:  # too large for one pass, but not to be held
         monkeypatch.setattr(large, "HELD", 410 * 1290)
@@ -128,7 +137,7 @@ def test_the_network_never_sees_a_large_image_whole(picture, tmp_path, monkeypat
 
     monkeypatch.setattr(OnnxStudent, "logits", watched)
     monkeypatch.setattr(pixels, "decode", counted)
-    model = pointwise(tmp_path / "model.onnx")
+    model = pointwise()
     shapes.clear()
     assert predict_folder(model, path, tmp_path / "out").targets == 5
     assert shapes == [(1, 1, large.TILE, large.TILE)] * 2 and len(decoded) == 1
@@ -142,9 +151,9 @@ def test_a_small_image_is_seen_as_a_whole(picture, tmp_path, monkeypatch):
     assert not large.is_large(opened) and large.is_large(replace(opened, pixels=np.zeros((1, 411, 1290), np.float32)))
 
 
-def test_folder_writes_masks_and_targets_of_large_images(picture, tmp_path):
+def test_folder_writes_masks_and_targets_of_large_images(picture, pointwise, tmp_path):
     tifffile.imwrite(picture.with_name("small.tif"), np.arange(600, dtype=np.uint16).reshape(20, 30))
-    summary = predict_folder(pointwise(tmp_path / "model.onnx"), picture.parent, tmp_path / "out")
+    summary = predict_folder(pointwise(), picture.parent, tmp_path / "out")
     assert (summary.images, summary.rejected) == (2, ())
     coco = json.loads((tmp_path / "out" / "predictions.json").read_text())
     sizes = {image["name"]: (image["height"], image["width"]) for image in coco["images"]}

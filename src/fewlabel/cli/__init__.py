@@ -210,11 +210,13 @@ def predict(
     images: Annotated[Path, typer.Argument(help="An image or a folder of images.", metavar="IMAGES")],
     out: Annotated[Path, typer.Option("--out", help="Folder for masks, overlays and predictions.json.")],
     keep_going: KeepGoing = False,
+    max_pixels: MaxPixels = None,
 ) -> None:
     """Find targets with an exported model: masks or boxes, overlays and COCO JSON."""
+    from fewlabel.data.pixels import MAX_PIXELS
     from fewlabel.deploy.predict import predict_folder
 
-    found = predict_folder(model, images, out, keep_going=keep_going)
+    found = predict_folder(model, images, out, keep_going=keep_going, max_pixels=max_pixels or MAX_PIXELS)
     rejected = f", {len(found.rejected)} rejected (see {out / 'rejected.csv'})" if found.rejected else ""
     print(f"{found.images} images, {found.targets} targets{rejected}: {out / 'predictions.json'}")
 

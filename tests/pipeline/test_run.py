@@ -78,6 +78,11 @@ def test_a_run_leaves_scores_for_every_method_and_a_report(finished: Run) -> Non
     assert scores["pseudo_labels"]["images"] == 6 and scores["methods"]["fewlabel"]["images"] == 3
     page = (finished.path / "report" / "report.html").read_text()
     assert "fewlabel" in page and not re.findall(r"(?:src|href)=[\"']?(?:https?:)?//", page)
+    # Three steps teach nothing, so every label with a target is doubted; unlabelled and test images are never asked.
+    doubted = {item["id"] for item in scores["doubtful_labels"]}
+    with_targets = {id for id in finished.split.labelled if len(finished.dataset.labelled(id).instances)}
+    assert with_targets <= doubted <= set(finished.split.labelled)
+    assert "Labels worth another look" in page and all(f"<code>{id}</code>" in page for id in doubted)
 
 
 def test_a_second_run_does_nothing(finished: Run, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,5 +1,7 @@
 """Windows against whole decoding by read_image, for every layout; damaged and foreign files."""
 
+from abc import ABC, abstractmethod
+
 import numpy as np
 import pytest
 import tifffile
@@ -53,12 +55,13 @@ LAYOUTS = {
 }
 
 
-class ReaderContract:
+class ReaderContract(ABC):
     """What every window reader has to do; subclasses give a reader and the whole image's values."""
 
     @pytest.fixture
+    @abstractmethod
     def case(self, tmp_path):
-        raise NotImplementedError
+        """The reader and the whole image's values."""
 
     @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(data=st.data())

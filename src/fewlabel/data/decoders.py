@@ -24,9 +24,9 @@ from fewlabel.data import npy
 
 _INTEGERS = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64")
 _TYPES = ("bool", *_INTEGERS, "float16", "float32", "float64")
-_PLAIN_TIFF = (1, 8, 32946)  # uncompressed and the two codes of deflate: what tifffile decodes without extra packages
+PLAIN_TIFF = (1, 8, 32946)  # uncompressed and the two codes of deflate: what tifffile decodes without extra packages
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_ORIENTATION = 274  # the tag of TIFF and of EXIF, which is a TIFF inside other files
+ORIENTATION = 274  # the tag of TIFF and of EXIF, which is a TIFF inside other files
 _DENSEST = 10_000  # pixels in a byte of a file
 _HARMLESS = 2**24  # pixels whose memory no one minds
 # Everything the decoders raise on damaged files; MemoryError stays out: it is no statement about the file.
@@ -43,7 +43,7 @@ _DECODE_ERRORS: tuple[type[Exception], ...] = (
     AttributeError,
     OverflowError,
     ZeroDivisionError,
-    RuntimeError,  # with NotImplementedError, for what tifffile does only with extra packages
+    RuntimeError,  # for what tifffile does only with extra packages
     AssertionError,
     tifffile.TiffFileError,
     DecompressionBombError,
@@ -241,7 +241,7 @@ def _from_pillow(opened: ImageFile.ImageFile, bits: int, path: Path, max_pixels:
 def _orientation(opened: ImageFile.ImageFile) -> object:
     """The orientation tag of a loaded file; None without one or where its EXIF block, no pixel, is damaged."""
     try:
-        return opened.getexif().get(_ORIENTATION)
+        return opened.getexif().get(ORIENTATION)
     except _DECODE_ERRORS:
         return None
 
@@ -287,14 +287,14 @@ def _decode_tiff(file: BinaryIO, path: Path, max_pixels: int, as_mask: bool, num
         palette = page.photometric == tifffile.PHOTOMETRIC.PALETTE
         inverted = page.photometric == tifffile.PHOTOMETRIC.MINISWHITE
         packed = bits not in (1, 8, 16, 32, 64)
-        if inverted and (packed or page.compression not in _PLAIN_TIFF):
+        if inverted and (packed or page.compression not in PLAIN_TIFF):
             raise FileError(path, f"{path} is packed or compressed and counts 0 as white: save it as a plain TIFF.")
         if packed and bits not in (2, 4) and not (bits == 12 and tiff.byteorder == "<"):
             order = "" if tiff.byteorder == "<" else " in big-endian order"
             raise FileError(
                 path, f"{path} packs samples of {bits} bits{order}, which is not read: save it with 16 bits per sample."
             )
-        if palette or packed or page.predictor > 2 or page.compression not in _PLAIN_TIFF:
+        if palette or packed or page.predictor > 2 or page.compression not in PLAIN_TIFF:
             file.seek(0)
             opened = TiffImagePlugin.TiffImageFile(file)  # no name, see `_open`
             opened.seek(number or 0)
@@ -307,7 +307,7 @@ def _decode_tiff(file: BinaryIO, path: Path, max_pixels: int, as_mask: bool, num
                 " alpha): split the channels into files.",
             )
         values = page.asarray()
-        axes, tag = page.axes, page.tags.get(_ORIENTATION)
+        axes, tag = page.axes, page.tags.get(ORIENTATION)
     if axes == "YX":
         values = values[..., None]
     elif axes == "SYX":

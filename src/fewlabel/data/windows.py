@@ -19,7 +19,7 @@ import tifffile
 from fewlabel.core.errors import DataError
 from fewlabel.core.types import Image
 from fewlabel.data import npy
-from fewlabel.data.decoders import FileError, translated
+from fewlabel.data.decoders import ORIENTATION, PLAIN_TIFF, FileError, translated
 from fewlabel.data.pixels import read_image
 
 MAX_WINDOWED = 2**32 - 1  # height x width; COCO's run-length codes count in 32 bits
@@ -27,8 +27,6 @@ LARGE_SEGMENT = 2**24  # pixels of a tile or strip; decoding larger ones again f
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _TYPES = ("bool", "uint8", "int8", "uint16", "int16", "float16", "float32", "float64")
 _BITS = (1, 8, 16, 32, 64)
-_PLAIN = (1, 8, 32946)  # uncompressed and the two codes of deflate: what tifffile decodes without extra packages
-_ORIENTATION = 274
 
 
 class WindowReader(Protocol):
@@ -260,8 +258,8 @@ def open_windows(path: Path | str) -> WindowReader:
 def _is_windowed(page: Any) -> bool:
     """Whether windows of a page can be decoded on their own."""
     bits = page.bitspersample if isinstance(page.bitspersample, int) else page.bitspersample[0]
-    plain = bits in _BITS and page.compression in _PLAIN and page.photometric != tifffile.PHOTOMETRIC.PALETTE
-    tag = page.tags.get(_ORIENTATION)
+    plain = bits in _BITS and page.compression in PLAIN_TIFF and page.photometric != tifffile.PHOTOMETRIC.PALETTE
+    tag = page.tags.get(ORIENTATION)
     turned = tag is not None and tag.value in range(2, 9)
     known = page.dtype is not None and page.dtype.name in _TYPES and page.axes in ("YX", "YXS", "SYX")
     if (

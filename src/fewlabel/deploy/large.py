@@ -20,8 +20,8 @@ from fewlabel.data.windows import ImageWindows, WindowReader, open_windows
 from fewlabel.deploy.runtime import OnnxStudent, sigmoid
 
 LARGE = 2**22
-"""Pixels above which an image is predicted by tiles; below, the network sees it as a whole. The U-Net took 4.4 GB for
-4000 x 4000 pixels, 275 bytes each, so takes 1.2 GB at this bound; DNANet and ISTDU-Net take about 1,600 bytes each."""
+"""Pixels above which an image is predicted by tiles; below, the network sees it as a whole, with all feature maps that
+it holds at full resolution: hundreds of bytes for each pixel, in dense networks such as DNANet above a thousand."""
 
 HELD = 2**24
 """Pixels up to which TIFF and NumPy files are read as a whole; they get an overlay, and any radiometry."""

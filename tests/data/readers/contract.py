@@ -1,5 +1,6 @@
 """What every reader has to do; a reader's test inherits `ReaderContract` and makes a data set."""
 
+from abc import ABC, abstractmethod
 from pathlib import Path
 
 import numpy as np
@@ -40,33 +41,32 @@ def objects(id: str) -> tuple[np.ndarray, np.ndarray]:
     return masks, np.array({"a": [0, 1], "b": [1]}[id])
 
 
-class ReaderContract:
+class ReaderContract(ABC):
     """Inherit, set the class attributes and write `make`.
 
     Attributes:
         format: Key of READERS.
         classes: Names of the classes that `make` writes, in order.
-        separate: Whether the format tells touching or same-class objects apart (all do but semantic masks).
     """
 
     format: str
     classes: tuple[str, ...] = ("cat", "dog")
 
+    @abstractmethod
     def make(self, root: Path) -> Path:
         """Write `pictures` with the labels `objects` ("a" and "b" labelled, "c" not) and return the data set's root.
 
         Where the format has lists, "a" and "c" train and "b" tests.
         """
-        raise NotImplementedError
 
     def truth(self, id: str) -> Instances:
         """What the reader has to give for a labelled picture."""
         masks, classes = objects(id)
         return Instances.from_masks(masks, classes=classes)
 
+    @abstractmethod
     def damage(self, root: Path) -> None:
         """Make the labels of "a" unusable, in place."""
-        raise NotImplementedError
 
     def open(self, root: Path, **options):
         return open_folder(root, self.format, **options)

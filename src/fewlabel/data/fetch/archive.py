@@ -37,8 +37,7 @@ DAMAGE = (
     ValueError,
     ArithmeticError,
     LookupError,
-    NotImplementedError,
-    RuntimeError,
+    RuntimeError,  # a compression that zipfile does not have
 )
 
 

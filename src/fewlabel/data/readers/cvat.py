@@ -25,7 +25,7 @@ from xml.etree.ElementTree import Element
 import numpy as np
 
 from fewlabel.core.errors import DataError
-from fewlabel.core.masks import Rle, decode, encode
+from fewlabel.core.masks import Rle, encode
 from fewlabel.core.types import Image
 from fewlabel.data import polygons
 from fewlabel.data.dataset import Problem
@@ -104,7 +104,7 @@ class CvatDataset(FolderDataset):
             objects.setdefault((group, label, number if group == "0" else 0), []).append(
                 _fill(shape, image.size, path, where)
             )
-        rles = [pieces[0][0] if len(pieces) == 1 else _union(pieces) for pieces in objects.values()]
+        rles = [polygons.union([rle for rle, _ in pieces]) for pieces in objects.values()]
         boxes = [pieces[0][1] if len(pieces) == 1 else None for pieces in objects.values()]
         classes = [self._class[label] for _, label, _ in objects]
         return Labels(polygons.instances(image.size, rles, classes, boxes))
@@ -206,11 +206,3 @@ def _unpacked(text: str, place: list[float], size: tuple[int, int]) -> Rle:
     mask = np.zeros(size, bool)
     mask[top : top + height, left : left + width] = inside.reshape(height, width)
     return encode(mask)
-
-
-def _union(pieces: list[tuple[Rle, np.ndarray | None]]) -> Rle:
-    """One code for the shapes of a group."""
-    union = decode(pieces[0][0])
-    for rle, _ in pieces[1:]:
-        union |= decode(rle)
-    return encode(union)

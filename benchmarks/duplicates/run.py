@@ -2,8 +2,8 @@
 
     python benchmarks/duplicates/run.py [--force]
 
-Data sets below FEWLABEL_DATA (default ../shared/data). For each hash and bound on the bits that may differ: how many test
-images have a twin among the training images, how many pairs were found, and how many of these show one scene by a
+Data sets below FEWLABEL_DATA (default ../shared/data). For each hash and bound on the bits that may differ: how many
+test images have a twin among the training images, how many pairs were found, and how many of these show one scene by a
 reference that looks at details only: a correlation above 0.9 of the high-passed 64 x 64 image. Both other hashes reduce
 the image by area to 8 x 8 (a bit where a pixel is above the mean) and 8 x 9 (where it is above its right neighbour).
 Writes results/<data set>.json. The check's bound was chosen on these sets, so this is no independent test of it.

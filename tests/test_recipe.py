@@ -49,7 +49,7 @@ def test_shipped_recipes_load_and_survive_a_round_trip(path: Path, tmp_path: Pat
             "'student': training.batch is 1, but a batch that learns online",
         ),
         ("student.mean_teacher.low=0.9", "'student.mean_teacher': low is 0.9 and high 0.7"),
-        ("method=magic", "'method' is 'magic', but input should be 'scalpel'"),
+        ("method=magic", "'method' is 'magic', but the methods are scalpel, s4m"),
         ("name", "not of the form section.key=value"),
         ("name.deeper=1", "'name' is a value, not a section"),
         ("split.seed=[", "the value is not YAML"),

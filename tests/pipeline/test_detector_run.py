@@ -14,7 +14,7 @@ from fewlabel.deploy.predict import predict_folder
 from fewlabel.deploy.runtime import OnnxStudent
 from fewlabel.pipeline.explain import explain
 from fewlabel.pipeline.export import export_run
-from fewlabel.pipeline.folder import STAGES
+from fewlabel.pipeline.folder import SCALPEL
 from fewlabel.pipeline.run import Run
 from fewlabel.pipeline.scoring import score_table
 from fewlabel.pipeline.trained import load_student
@@ -104,7 +104,7 @@ def test_a_lost_threshold_is_chosen_again(finished: Run, tmp_path: Path, capsys:
     Run(finished.recipe, tmp_path / "run").execute("train")
     assert "train: done in" in capsys.readouterr().out and lost.read_bytes() == before
     Run(finished.recipe, finished.path).execute()
-    assert capsys.readouterr().out.count("already done") == len(STAGES)
+    assert capsys.readouterr().out.count("already done") == len(SCALPEL.stages)
 
 
 def test_the_size_of_the_frames_is_a_setting(finished: Run) -> None:

@@ -18,7 +18,7 @@ from fewlabel.core.errors import DataError, RunError
 from fewlabel.core.files import sha256_file
 from fewlabel.deploy.predict import predict_folder
 from fewlabel.pipeline.export import export_run
-from fewlabel.pipeline.folder import MANIFEST, NEEDS, STAGES, STARTED, RunFolder, Stage, plan
+from fewlabel.pipeline.folder import MANIFEST, S4M, SCALPEL, STARTED, Plan, RunFolder, Stage
 from fewlabel.pipeline.run import Run, check_folder
 from fewlabel.pipeline.scoring import score_table
 from fewlabel.recipe import load_recipe
@@ -64,12 +64,14 @@ def tensors_hash(path: Path) -> str:
     return digest.hexdigest()
 
 
-def test_plan_puts_every_stage_after_what_it_needs() -> None:
-    assert plan("report") == list(STAGES)
-    assert plan("baselines") == ["check", "split", "synthetic", "baselines"]
-    for stage in STAGES:
-        order = plan(stage)
-        assert all(order.index(need) < order.index(later) for later in order for need in NEEDS[later])
+@pytest.mark.parametrize("plan", [SCALPEL, S4M])
+def test_plan_puts_every_stage_after_what_it_needs(plan: Plan) -> None:
+    assert plan.until("report") == list(plan.stages)
+    assert SCALPEL.until("baselines") == ["check", "split", "synthetic", "baselines"]
+    assert set(plan.rooms) == set(plan.stages) >= plan.costly
+    for stage in plan.stages:
+        order = plan.until(stage)
+        assert all(order.index(need) < order.index(later) for later in order for need in plan.needs[later])
 
 
 def test_a_run_leaves_scores_for_every_method_and_a_report(finished: Run) -> None:
@@ -89,7 +91,7 @@ def test_a_second_run_does_nothing(finished: Run, capsys: pytest.CaptureFixture[
     before = {path: path.stat().st_mtime_ns for path in finished.path.rglob("*") if path.is_file()}
     Run(finished.recipe, finished.path).execute()
     said = capsys.readouterr().out
-    assert said.count("already done") == len(STAGES)
+    assert said.count("already done") == len(SCALPEL.stages)
     after = {path: path.stat().st_mtime_ns for path in finished.path.rglob("*") if path.is_file()}
     changed = {path.name for path in before | after if before.get(path) != after.get(path)}
     assert changed <= {"recipe.yaml"}
@@ -102,7 +104,7 @@ def test_a_run_stopped_at_the_end_of_a_stage_continues(
     """The work of the stage is done, but its manifest is not written: the stage goes on from its files."""
     folder = RunFolder(tmp_path / "run")
     shutil.copytree(finished.path, folder.path)
-    for later in STAGES[STAGES.index(stage) :]:
+    for later in SCALPEL.stages[SCALPEL.stages.index(stage) :]:
         manifest = folder.manifest(later) or {}
         (folder.stage(later) / MANIFEST).unlink()
         if later == stage:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from fewlabel.training.ema import Ema, trainable
+from fewlabel.training.ema import BurnInEma, Ema, trainable
 
 
 def make() -> nn.Module:
@@ -75,3 +75,33 @@ def test_applied_swaps_and_restores_even_after_an_error():
 def test_decay_of_one_is_refused():
     with pytest.raises(ValueError, match="1.0"):
         Ema(make(), 1.0)
+
+
+def test_burn_in_copies_bit_for_bit_and_then_closes_in_by_the_decay():
+    torch.manual_seed(0)
+    model = nn.Linear(4, 3)
+    ema = BurnInEma(model, 0.9, burn_in=3)
+    for _ in range(3):
+        with torch.no_grad():
+            model.weight.add_(torch.randn(3, 4))
+        ema.update(model)
+        assert torch.equal(ema.weights["weight"], model.weight)
+    with torch.no_grad():
+        model.weight.add_(1.0)
+    gap = (ema.weights["weight"] - model.weight).norm()
+    for _ in range(4):
+        ema.update(model)
+        now = (ema.weights["weight"] - model.weight).norm()
+        assert float(now / gap) == pytest.approx(0.9, rel=1e-5)
+        gap = now
+    assert not any(value.requires_grad for value in ema.weights.values())
+
+
+def test_without_burn_in_the_first_update_moves_already():
+    model = nn.Linear(2, 2)
+    ema = BurnInEma(model, 0.5, burn_in=0)
+    before = model.weight.detach().clone()
+    with torch.no_grad():
+        model.weight.add_(1.0)
+    ema.update(model)
+    assert torch.allclose(ema.weights["weight"], before + 0.5)

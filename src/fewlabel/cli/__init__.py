@@ -60,25 +60,24 @@ def _execute(
     allow_sam3: bool = False,
 ) -> None:
     """Run the stages of a recipe up to and including one."""
-    from fewlabel.pipeline.folder import STAGES
-    from fewlabel.pipeline.run import Run
+    from fewlabel.pipeline.start import run_of
     from fewlabel.recipe import load_recipe
 
-    agreed = ("teacher.allow_sam3=true",) if allow_sam3 else ()
-    settings = load_recipe(recipe, (*(sets or ()), *agreed))
+    settings = load_recipe(recipe, tuple(sets or ()), allow_sam3=allow_sam3)
     folder = out or Path("runs") / settings.name
-    run = Run(settings, folder, keep_going=keep_going, redo=redo, device=prepare(threads, device))
+    run = run_of(settings, folder, keep_going=keep_going, redo=redo, device=prepare(threads, device))
     with stoppable():
-        run.execute(next(stage for stage in STAGES if stage == until))
+        run.execute(run.stage(until))
 
 
 STAGE_COMMANDS = {
     "run": ("report", "Do every stage of a recipe, from check to report; a stage that is done is skipped."),
     "split": ("split", "Choose the labelled, validation and unlabelled images."),
-    "teach": ("teach", "Adapt SAM into an expert teacher on the labelled images."),
+    "teach": ("teach", "Train the teacher on the labelled images, with SAM's help."),
     "label": ("label", "Let the teacher label the unlabelled images."),
     "train": ("train", "Train the student on labels and pseudo-labels."),
-    "baselines": ("baselines", "Train the baselines that the recipe compares with; needs no teacher."),
+    "smaller": ("smaller", "Train a lighter network with the trained student as teacher."),
+    "baselines": ("baselines", "Train the baselines that the recipe compares with."),
     "eval": ("eval", "Score the students on the test list."),
     "report": ("report", "Write report.html: scores, curves, priors, router weights, pseudo-labels and results."),
 }

@@ -27,11 +27,16 @@ AllowSam3 = Annotated[
 
 
 def prepare(threads: int | None, device: str) -> str:
-    """Set the number of CPU threads and choose the device: `auto` is the GPU where there is one."""
+    """Set the number of CPU threads, join other processes, choose the device: `auto` is the GPU where there is one."""
     import torch
+
+    from fewlabel.training.ranks import join
 
     if threads is not None:
         torch.set_num_threads(threads)
+    own = join()
+    if own is not None and device == "auto":
+        return own
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:

@@ -13,7 +13,7 @@ from fewlabel.core.files import read_json
 from fewlabel.data.dataset import Dataset
 from fewlabel.data.split import Split
 from fewlabel.labels.store import LabelStore, target_and_weight
-from fewlabel.pipeline.folder import STAGES, RunFolder
+from fewlabel.pipeline.folder import RunFolder
 from fewlabel.pipeline.labelling import LABELS, TEACHER
 from fewlabel.pipeline.scoring import THRESHOLD, load_threshold
 from fewlabel.pipeline.trained import load_student, student_folder
@@ -107,7 +107,7 @@ def _curves(recipe: Recipe, folder: RunFolder) -> dict[str, list[dict[str, Any]]
 
 
 def _stage_times(folder: RunFolder) -> list[StageTime]:
-    done = [(stage, folder.manifest(stage)) for stage in STAGES]
+    done = [(stage, folder.manifest(stage)) for stage in folder.plan.stages]
     return [StageTime(stage, found["seconds"], found["peak_rss_mb"]) for stage, found in done if found is not None]
 
 

@@ -7,7 +7,7 @@ from fewlabel.core.errors import RunError
 from fewlabel.data.synth.dataset import write_dataset
 from fewlabel.data.synth.infrared import InfraredConfig
 from fewlabel.pipeline.run import Run
-from fewlabel.recipe import load_recipe, with_root
+from fewlabel.recipe import Recipe, load_recipe, of_method, with_root
 
 TRAIN, TEST, SIZE, SEED = 80, 40, 256, 7
 
@@ -47,6 +47,6 @@ def run_demo(out: Path, *, device: str = "cpu") -> None:
     if not data.is_dir():
         write_dataset(data, train=TRAIN, test=TEST, seed=SEED, size=SIZE, config=SCENES)
     with as_file(files("fewlabel") / "recipes" / "demo.yaml") as path:
-        recipe = with_root(load_recipe(path), data)
+        recipe = with_root(of_method(load_recipe(path), Recipe, "The demo"), data)
     Run(recipe, out, device=device).execute("report")
     print(CAVEAT)

@@ -21,7 +21,7 @@ from fewlabel.pipeline.labelling import LABELS
 from fewlabel.pipeline.proposals import because, missed, painted, true_overlaps
 from fewlabel.pipeline.scoring import load_threshold
 from fewlabel.pipeline.trained import load_student, run_recipe
-from fewlabel.recipe import Recipe, parse_recipe
+from fewlabel.recipe import Recipe, of_method, parse_recipe
 from fewlabel.report.contents import Example
 from fewlabel.report.explained import ExplainedImage, Explanation, Proposal, write
 from fewlabel.scalpel import transfer
@@ -61,7 +61,8 @@ def explain(run: Path, ids: Sequence[str], out: Path) -> None:
         raise RunError(
             f"{run} is no run folder whose label stage is done; give one made by `fewlabel run` or `fewlabel label`."
         )
-    recipe = parse_recipe(manifest["recipe"], str(folder.stage("label") / MANIFEST))
+    found = parse_recipe(manifest["recipe"], str(folder.stage("label") / MANIFEST))
+    recipe = of_method(found, Recipe, "An explanation")
     rejected = {item["id"]: item["reason"] for item in read_json(folder.stage("check") / "check.json")["rejected"]}
     dataset = open_dataset(recipe.data, rejected)
     wanted = list(dict.fromkeys(ids))

@@ -7,7 +7,7 @@ import re
 import resource
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
@@ -20,48 +20,88 @@ import fewlabel
 from fewlabel import __version__
 from fewlabel.core.errors import FewlabelError, RunError
 from fewlabel.core.files import read_json, sha256_file, sha256_json, write_json
+from fewlabel.training import ranks
 
-Stage = Literal["check", "split", "teach", "label", "synthetic", "train", "baselines", "eval", "report"]
-NEEDS: dict[Stage, tuple[Stage, ...]] = {
-    "check": (),
-    "split": ("check",),
-    "teach": ("split",),
-    "label": ("teach",),
-    "synthetic": (),
-    "train": ("label", "synthetic"),
-    "baselines": ("split", "synthetic"),
-    "eval": ("train", "baselines"),
-    "report": ("eval",),
-}
-STAGES: tuple[Stage, ...] = tuple(NEEDS)  # an order in which each stage comes after those it needs
+Stage = Literal["check", "split", "teach", "label", "synthetic", "train", "smaller", "baselines", "eval", "report"]
 
-COSTLY: frozenset[Stage] = frozenset({"teach", "label", "synthetic", "train", "baselines"})
-"""Stages whose results are never replaced without being told to."""
 
-ROOMS: dict[Stage, tuple[str, ...]] = {
-    "check": ("core", "data"),
-    "split": ("core", "data"),
-    "teach": ("core", "data", "training", "sam", "scalpel"),
-    "label": ("core", "data", "training", "sam", "scalpel", "labels"),
-    "synthetic": ("core", "data", "training", "students"),
-    "train": ("core", "data", "training", "students", "labels"),
-    "baselines": ("core", "data", "training", "students"),
-    "eval": ("core", "data", "students", "metrics"),
-    "report": ("core", "data", "students", "scalpel", "report"),
-}
-"""Rooms whose source code decides a stage's result."""
+@dataclass(frozen=True)
+class Plan:
+    """The stages of a method.
+
+    Attributes:
+        needs: The stages that each one rests on directly, in an order in which each comes after those it needs.
+        rooms: Rooms whose source code decides a stage's result.
+        costly: Stages whose results are never replaced without being told to.
+    """
+
+    needs: Mapping[Stage, tuple[Stage, ...]]
+    rooms: Mapping[Stage, tuple[str, ...]]
+    costly: frozenset[Stage]
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """All stages in order."""
+        return tuple(self.needs)
+
+    def until(self, last: Stage) -> list[Stage]:
+        """The stages that a stage rests on, directly or not, in order, and the stage itself last."""
+        wanted = {last}
+        for stage in reversed(self.stages):
+            if stage in wanted:
+                wanted.update(self.needs[stage])
+        return [stage for stage in self.stages if stage in wanted]
+
+
+SCALPEL = Plan(
+    needs={
+        "check": (),
+        "split": ("check",),
+        "teach": ("split",),
+        "label": ("teach",),
+        "synthetic": (),
+        "train": ("label", "synthetic"),
+        "baselines": ("split", "synthetic"),
+        "eval": ("train", "baselines"),
+        "report": ("eval",),
+    },
+    rooms={
+        "check": ("core", "data"),
+        "split": ("core", "data"),
+        "teach": ("core", "data", "training", "sam", "scalpel"),
+        "label": ("core", "data", "training", "sam", "scalpel", "labels"),
+        "synthetic": ("core", "data", "training", "students"),
+        "train": ("core", "data", "training", "students", "labels"),
+        "baselines": ("core", "data", "training", "students"),
+        "eval": ("core", "data", "students", "metrics"),
+        "report": ("core", "data", "students", "scalpel", "report"),
+    },
+    costly=frozenset({"teach", "label", "synthetic", "train", "baselines"}),
+)
+
+S4M = Plan(
+    needs={
+        "check": (),
+        "split": ("check",),
+        "teach": ("split",),
+        "train": ("teach",),
+        "smaller": ("train",),
+        "baselines": ("split",),
+        "eval": ("train", "smaller", "baselines"),
+        "report": ("eval",),
+    },
+    rooms={
+        "check": ("core", "data"),
+        "split": ("core", "data"),
+        **dict.fromkeys(("teach", "train", "smaller", "baselines"), ("core", "data", "training", "sam", "s4m")),
+        "eval": ("core", "data", "s4m", "metrics"),
+        "report": ("core", "data", "s4m", "report"),
+    },
+    costly=frozenset({"teach", "train", "smaller", "baselines"}),
+)
 
 MANIFEST = "manifest.json"  # written last: a stage is done when it is there
 STARTED = "started.json"  # written first: says which inputs a half-done stage was begun with
-
-
-def plan(until: Stage) -> list[Stage]:
-    """The stages that a stage rests on, directly or not, in order, and the stage itself last."""
-    wanted = {until}
-    for stage in reversed(STAGES):
-        if stage in wanted:
-            wanted.update(NEEDS[stage])
-    return [stage for stage in STAGES if stage in wanted]
 
 
 @dataclass(frozen=True)
@@ -70,9 +110,11 @@ class RunFolder:
 
     Attributes:
         path: The folder.
+        plan: The stages of its method.
     """
 
     path: Path
+    plan: Plan = SCALPEL
 
     def stage(self, stage: Stage) -> Path:
         """Folder of a stage."""
@@ -97,12 +139,14 @@ class RunFolder:
             RunError: A stage that it needs is not done.
         """
         before = {}
-        for need in NEEDS[stage]:
+        for need in self.plan.needs[stage]:
             manifest = self.manifest(need)
             if manifest is None:
                 raise RunError(f"Stage {stage!r} of {self.path} needs stage {need!r}, which is not done; run it first.")
             before[need] = manifest["fingerprint"]
-        return sha256_json({"stage": stage, "config": config, "needs": before, "code": code_hash(ROOMS[stage])})
+        return sha256_json(
+            {"stage": stage, "config": config, "needs": before, "code": code_hash(self.plan.rooms[stage])}
+        )
 
     def run_stage(
         self,
@@ -118,7 +162,7 @@ class RunFolder:
 
         A stage that was begun with the same fingerprint goes on in its folder; `work` finds there what it had written.
         Results of other settings are replaced where that costs nothing but seconds: neither the stage nor a stage
-        behind it is among `COSTLY`.
+        behind it is among the plan's costly ones.
 
         Args:
             stage: The stage.
@@ -137,53 +181,69 @@ class RunFolder:
             FewlabelError: The work cannot be done; a cheap stage then leaves nothing behind.
         """
         folder = self.stage(stage)
+        started = {"stage": stage, "fingerprint": fingerprint, "settings": settings}
+        before = ranks.first_only(lambda: self._begin(stage, started, redo))
+        if before is None:
+            return False
+        reset_peak()
+        try:
+            with self._clock(folder / STARTED, started, before) as spent:
+                if stage in self.plan.costly:
+                    work(folder)
+                else:
+                    ranks.first_only(lambda: work(folder))
+        except FewlabelError:
+            if stage not in self.plan.costly:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+        ranks.first_only(lambda: self._finish(stage, started, recipe, spent()))
+        return True
+
+    def _begin(self, stage: Stage, started: dict[str, Any], redo: bool) -> float | None:
+        """Make a stage's folder ready; the seconds that were spent in it before, None where the stage is done."""
+        folder, fingerprint = self.stage(stage), started["fingerprint"]
         found = next((read_json(path) for name in (MANIFEST, STARTED) if (path := folder / name).is_file()), None)
         if found is not None and found["fingerprint"] != fingerprint:
             if not redo and self.costly(stage):
                 raise RunError(
                     f"Stage {stage!r} in {self.path} was made with other settings, data or code"
-                    f"{_hint(found.get('settings'), settings)}; choose another run folder with --out, or give --redo to"
-                    " replace this stage and all after it."
+                    f"{_hint(found.get('settings'), started['settings'])}; choose another run folder with --out, or"
+                    " give --redo to replace this stage and all after it."
                 )
             shutil.rmtree(folder)
             found = None
         if found is not None and all((folder / name).is_file() for name in found.get("outputs", [MANIFEST])):
-            return False
+            return None
         if found is None:
             shutil.rmtree(folder, ignore_errors=True)
             found = {"seconds": 0.0}
-            write_json(folder / STARTED, {"stage": stage, "fingerprint": fingerprint, "settings": settings, **found})
+            write_json(folder / STARTED, {**started, **found})
         (folder / MANIFEST).unlink(missing_ok=True)
-        reset_peak()
-        try:
-            started = {"stage": stage, "fingerprint": fingerprint, "settings": settings}
-            with self._clock(folder / STARTED, started, found["seconds"]) as spent:
-                work(folder)
-        except FewlabelError:
-            if stage not in COSTLY:
-                shutil.rmtree(folder)
-            raise
+        return float(found["seconds"])
+
+    def _finish(self, stage: Stage, started: dict[str, Any], recipe: Any, seconds: float) -> None:
+        """Write the manifest, after which the stage is done."""
+        folder = self.stage(stage)
         outputs = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != STARTED)
         manifest = {
             "stage": stage,
-            "fingerprint": fingerprint,
+            "fingerprint": started["fingerprint"],
             "version": __version__,
-            "seconds": round(spent(), 1),
+            "seconds": round(seconds, 1),
             "peak_rss_mb": peak_rss_mb(),
             "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
             "machine": machine(),
-            "settings": settings,
+            "settings": started["settings"],
             "recipe": recipe,
             "outputs": {str(path.relative_to(folder)): sha256_file(path) for path in outputs},
         }
         write_json(folder / MANIFEST, manifest)
         (folder / STARTED).unlink(missing_ok=True)
-        return True
 
     def costly(self, stage: Stage) -> bool:
         """Whether replacing a stage would throw away hours: its own, or those of a stage behind it."""
-        behind = [later for later in STAGES if stage in plan(later)]
-        return any(later in COSTLY and self.stage(later).is_dir() for later in behind)
+        behind = [later for later in self.plan.stages if stage in self.plan.until(later)]
+        return any(later in self.plan.costly and self.stage(later).is_dir() for later in behind)
 
     @contextmanager
     def _clock(self, path: Path, started: dict[str, Any], before: float) -> Iterator[Callable[[], float]]:
@@ -196,6 +256,8 @@ class RunFolder:
         try:
             yield spent
         except BaseException:
+            if not ranks.is_first():
+                raise
             write_json(path, started | {"seconds": round(spent(), 1)})
             raise
 

@@ -1,6 +1,7 @@
 """What the stages read: the data set, its inventory, and pools of patches to draw crops from."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ from fewlabel.data.augment import Patch
 from fewlabel.data.dataset import Dataset
 from fewlabel.data.joined import PREFIX, JoinedDataset
 from fewlabel.data.pixels import MAX_PIXELS
-from fewlabel.data.pool import Draw, patch_of_scene
+from fewlabel.data.planes import ObjectPlane
+from fewlabel.data.pool import Draw, patch_of_large, patch_of_scene
 from fewlabel.data.readers import FORMATS, find_layout, open_folder
 from fewlabel.data.synth import infrared
+from fewlabel.data.windows import LargeImage
 from fewlabel.labels.soft import read_soft, soft_target
 from fewlabel.labels.store import LabelStore, target_and_weight
 from fewlabel.recipe import DataSection
@@ -80,10 +83,14 @@ def pseudo_loaders(
 
 
 def _pseudo_patch(dataset: Dataset, store: LabelStore, id: str, soft: Path | None) -> Patch:
-    label = store.get(id)
-    target, weight = target_and_weight(label)
+    label, image = store.get(id), dataset.opened(id)
     belief = None if soft is None else soft_target(label, read_soft(soft / f"{id}.png"))
-    return Patch(dataset.unlabelled(id).image.normalised(), target, weight, id, belief)
+    if isinstance(image, LargeImage):
+        patch = replace(patch_of_large(image, label.accepted.rles, label.ignored), soft=belief)
+        return replace(patch, weight=np.broadcast_to(np.float32(0), image.size)) if label.unsure else patch
+    target, weight = target_and_weight(label)
+    objects = ObjectPlane(label.accepted.rles, label.size)
+    return Patch(image.normalised(), target, weight, id, belief, objects)
 
 
 def draw_scenes(size: int) -> Draw:

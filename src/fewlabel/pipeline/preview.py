@@ -12,7 +12,7 @@ from fewlabel.data.dataset import Dataset
 from fewlabel.data.pixels import MAX_PIXELS
 from fewlabel.data.pool import patch_of
 from fewlabel.pipeline.inputs import data_section, draw_scenes, layouts, open_dataset
-from fewlabel.recipe import load_recipe
+from fewlabel.recipe import Recipe, load_recipe, of_method
 from fewlabel.report.preview import Preview, Row, View, write
 from fewlabel.students.detector.train import DetectorConfig
 from fewlabel.students.train import StudentConfig
@@ -28,7 +28,7 @@ def preview_recipe(path: Path, overrides: tuple[str, ...], out: Path, *, images:
         RecipeError: The recipe cannot be read.
         DataError: As `preview`.
     """
-    recipe = load_recipe(path, overrides)
+    recipe = of_method(load_recipe(path, overrides), Recipe, "A preview")
     config = recipe.student.training
     scenes: list[Patch] = []
     if recipe.student.synthetic_steps:
@@ -92,8 +92,10 @@ def row_of(patch: Patch, config: StudentConfig | DetectorConfig, rng: np.random.
     for number in range(1, CROPS + 1):
         image, target, weight = crop(patch, config.crop, rng, config.augment)
         crops.append(view(f"crop {number}", jitter(image, rng, config.augment), target, weight))
-    all_of_it = view(f"{patch.image.shape[0]} × {patch.image.shape[1]} px", patch.image, patch.target, patch.weight)
-    return Row(patch.id, all_of_it if whole else None, crops)
+    if not whole:
+        return Row(patch.id, None, crops)
+    planes = (np.asarray(plane) for plane in (patch.image, patch.target, patch.weight))
+    return Row(patch.id, view(f"{patch.image.shape[0]} × {patch.image.shape[1]} px", *planes), crops)
 
 
 def view(title: str, image: np.ndarray, target: np.ndarray, weight: np.ndarray) -> View:

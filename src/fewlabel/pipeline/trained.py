@@ -7,7 +7,7 @@ from torch import nn
 
 from fewlabel.core.errors import DataError, RunError
 from fewlabel.pipeline.folder import MANIFEST, RunFolder, Stage
-from fewlabel.recipe import Recipe, parse_recipe
+from fewlabel.recipe import Recipe, of_method, parse_recipe
 from fewlabel.students import create
 from fewlabel.students.detector.network import Detector
 from fewlabel.students.detector.train import DetectorConfig
@@ -42,7 +42,8 @@ def run_recipe(folder: RunFolder, method: str = "fewlabel") -> Recipe:
     manifest = folder.manifest(stage)
     if manifest is None:
         raise RunError(f"Stage {stage!r} of {folder.path} is not done; run it first.")
-    return parse_recipe(manifest["recipe"], str(folder.stage(stage) / MANIFEST))
+    recipe = parse_recipe(manifest["recipe"], str(folder.stage(stage) / MANIFEST))
+    return of_method(recipe, Recipe, "What was asked for")
 
 
 def load_student(recipe: Recipe, folder: RunFolder, method: str) -> nn.Module:

@@ -56,11 +56,15 @@ class Ema:
             model: the network that the average was made from.
         """
         self.updates += 1
-        rate = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        rate = self.rate()
         parameters = trainable(model)
         averages = [self.weights[name] for name in parameters]
         if averages:
             torch._foreach_lerp_(averages, [value.detach() for value in parameters.values()], 1 - rate)
+
+    def rate(self) -> float:
+        """Share of the average that update number `updates` keeps."""
+        return min(self.decay, (1 + self.updates) / (10 + self.updates))
 
     @torch.no_grad()
     def copy_to(self, model: nn.Module) -> None:
@@ -87,3 +91,30 @@ class Ema:
             with torch.no_grad():
                 for name, value in trainable(model).items():
                     value.copy_(kept[name])
+
+
+class BurnInEma(Ema):
+    """An average that begins when the student is worth being averaged: until then it is the model itself.
+
+    For the first `burn_in` updates the average is a copy of the parameters; afterwards it moves by `decay` without any
+    warm-up. So the average after update `burn_in` equals the model bit for bit, as a teacher that is replaced by the
+    student at that step (Liu et al., "Unbiased Teacher", ICLR 2021; Guided Distillation, WACV 2024).
+
+    Attributes:
+        burn_in: Number of updates that copy.
+    """
+
+    def __init__(self, model: nn.Module, decay: float, burn_in: int) -> None:
+        """Start at the model's present parameters.
+
+        Args:
+            model: The network that is trained.
+            decay: Rate of the average after the burn-in, in [0, 1).
+            burn_in: Number of updates that copy, 0 or more.
+        """
+        super().__init__(model, decay)
+        self.burn_in = burn_in
+
+    def rate(self) -> float:
+        """Share of the average that the last update kept."""
+        return 0.0 if self.updates <= self.burn_in else self.decay

@@ -6,8 +6,8 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from fewlabel.core.errors import RunError
 from fewlabel.core.files import sha256_json, write_text
 from fewlabel.core.progress import progress
+from fewlabel.training import ranks
 from fewlabel.training.checkpoint import (
     load_checkpoint,
     load_state,
@@ -100,6 +101,7 @@ def fit(
     validate_every: int = 0,
     describe: Callable[[int], str] | None = None,
     ema: Ema | None = None,
+    slow: Mapping[str, float] | None = None,
 ) -> FitResult:
     """Train a model, or go on where an earlier call in the same folder was stopped.
 
@@ -113,7 +115,8 @@ def fit(
             averaged weights.
         step_loss: ``(model, step from 0) -> {"loss": scalar that is minimised, other scalars for the log}``. It draws
             its own batch from ``numpy.random.default_rng([seed, step])``. Torch's global generator is seeded by
-            (seed, step) before each call.
+            (seed, step) before each call. Of n processes that train together (see `training.ranks`) number r is given
+            ``n · step + r``, so that no two see the same batch.
         config: options.
         folder: made when missing; belongs to this training alone.
         seed: seed of the torch generator; part of the fingerprint.
@@ -126,6 +129,7 @@ def fit(
             finite, for the error's sentence.
         ema: the average that is kept, for a ``step_loss`` that looks at it: made of ``model`` on ``device`` with
             ``config.ema``; a resumed training fills it before the first step. By default one of its own.
+        slow: start of a parameter's name to the factor on its learning rate, such as 0.1 for a pretrained backbone.
 
     Returns:
         Steps, seconds and folder.
@@ -148,9 +152,10 @@ def fit(
         model.eval()
         return FitResult(config.steps, float(metadata["seconds"]), folder)
     folder.mkdir(parents=True, exist_ok=True)
-    session = _Session(model, config, folder, identity, ema)
+    session = _Session(model, config, folder, identity, ema, slow or {})
     session.resume()
-    with _signals() as stopped, progress(label, config.steps, session.step) as advance:
+    shown = progress(label, config.steps, session.step) if ranks.is_first() else nullcontext(_silent)
+    with _signals() as stopped, shown as advance:
         model.train()
         while session.step < config.steps:
             terms = session.advance(step_loss, seed, label, describe)
@@ -158,9 +163,10 @@ def fit(
             last = session.step == config.steps
             if validate is not None and (last or (validate_every and session.step % validate_every == 0)):
                 session.validate(validate)
-            if stopped or session.due():
+            asked = session.stop_asked(bool(stopped))
+            if asked or session.due():
                 session.save()
-            if stopped:
+            if asked:
                 raise KeyboardInterrupt(f"{label}: stopped after step {session.step}; run again to go on")
     return session.finish(label)
 
@@ -169,16 +175,17 @@ class _Session:
     """One process's share of a training: the moving parts and where they are written."""
 
     def __init__(
-        self, model: nn.Module, config: LoopConfig, folder: Path, identity: str, ema: Ema | None = None
+        self,
+        model: nn.Module,
+        config: LoopConfig,
+        folder: Path,
+        identity: str,
+        ema: Ema | None = None,
+        slow: Mapping[str, float] | None = None,
     ) -> None:
         self.model, self.config, self.folder, self.identity = model, config, folder, identity
         self.parameters = list(trainable(model).values())
-        # Decay shrinks kernels and matrices; biases, norms and the few scalars of an operator keep their scale.
-        groups = [
-            {"params": [p for p in self.parameters if p.ndim > 1], "weight_decay": config.weight_decay},
-            {"params": [p for p in self.parameters if p.ndim <= 1], "weight_decay": 0.0},
-        ]
-        self.optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, fused=True)
+        self.optimizer = torch.optim.AdamW(_groups(model, config, slow or {}), lr=config.lr, fused=True)
         self.ema = Ema(model, config.ema) if ema is None else ema
         self.step = 0
         self.window: dict[str, float] = {}  # sums of the logged terms since the last line
@@ -192,15 +199,14 @@ class _Session:
     def resume(self) -> None:
         """Load the checkpoint if there is one, and cut the log back to its step."""
         path = self.folder / CHECKPOINT
-        for leftover in self.folder.glob(f".{path.stem}.*{path.suffix}"):
-            leftover.unlink()
+        ranks.first_only(lambda: _remove_leftovers(path))
         if path.exists():
             state, tensors = load_state(path)
             _check_identity(path, state["fingerprint"], self.identity)
             load_checkpoint(path, self.model, self.ema, self.optimizer, tensors)
             self.step, self.window, self.before = state["step"], state["window"], state["seconds"]
             self.ema.updates = state["ema_updates"]
-        _cut_log(self.folder / LOG, self.step)
+        ranks.first_only(lambda: _cut_log(self.folder / LOG, self.step))
 
     def advance(
         self, step_loss: StepLoss, seed: int, label: str, describe: Callable[[int], str] | None
@@ -209,20 +215,24 @@ class _Session:
         step, config = self.step, self.config
         rate = learning_rate(step, config)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        torch.manual_seed(_step_seed(seed, step))
+            group["lr"] = rate * group["factor"]
+        batch = step * ranks.size() + ranks.rank()
+        torch.manual_seed(_step_seed(seed, batch))
         device = self.parameters[0].device.type
         self.optimizer.zero_grad(set_to_none=True)
         with torch.autocast(device, dtype=torch.bfloat16, enabled=config.precision == "bf16"):
-            losses = step_loss(self.model, step)
+            losses = step_loss(self.model, batch)
         losses["loss"].backward()
+        ranks.average_gradients(self.parameters)
         norm = nn.utils.clip_grad_norm_(self.parameters, config.clip or math.inf)
         # One transfer per step, whatever the number of terms.
-        packed = torch.stack([norm.detach().float(), *(value.detach().float() for value in losses.values())])
+        packed = ranks.mean(
+            torch.stack([norm.detach().float(), *(value.detach().float() for value in losses.values())])
+        )
         values = dict(zip(["gradient_norm", *losses], packed.tolist(), strict=True))
         broken = [name for name in ("loss", "gradient_norm") if not math.isfinite(values[name])]
         if broken:
-            images = f" on {describe(step)}" if describe else ""
+            images = f" on {describe(batch)}" if describe else ""
             saved = (self.folder / CHECKPOINT).exists()
             kept = "the last good checkpoint is kept" if saved else "no checkpoint was written yet"
             raise RunError(
@@ -248,6 +258,8 @@ class _Session:
 
     def write(self, line: dict[str, Any]) -> None:
         """Append one line to the log."""
+        if not ranks.is_first():
+            return
         with (self.folder / LOG).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
@@ -259,12 +271,22 @@ class _Session:
         self.model.train()
         self.write({"step": self.step, "val": figures})
 
+    def stop_asked(self, here: bool) -> bool:
+        """Whether any rank was asked to stop: all of them stop after the same step."""
+        return (
+            bool(ranks.mean(torch.tensor(float(here), device=self.parameters[0].device)) > 0)
+            if ranks.size() > 1
+            else here
+        )
+
     def due(self) -> bool:
         """Whether a checkpoint is to be written now; none is needed right before the end."""
         return self.step < self.config.steps and time.monotonic() - self.saved >= self.config.checkpoint_seconds
 
     def save(self) -> None:
         """Write the checkpoint."""
+        if not ranks.is_first():
+            return
         state = {
             "fingerprint": self.identity,
             "step": self.step,
@@ -285,14 +307,37 @@ class _Session:
             "seconds": repr(round(seconds, 3)),
             "config": self.config.model_dump_json(),
         }
-        save_weights(self.folder / WEIGHTS, self.model, metadata)
-        (self.folder / CHECKPOINT).unlink(missing_ok=True)
+
+        def write() -> None:
+            save_weights(self.folder / WEIGHTS, self.model, metadata)
+            (self.folder / CHECKPOINT).unlink(missing_ok=True)
+
+        ranks.first_only(write)
         return FitResult(self.step, seconds, self.folder)
+
+
+def _groups(model: nn.Module, config: LoopConfig, slow: Mapping[str, float]) -> list[dict[str, Any]]:
+    """Parameters that share decay and factor on the learning rate, in an order that depends on the model alone.
+
+    Decay shrinks kernels and matrices; biases, norms and the few scalars of an operator keep their scale.
+    """
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for decays in (True, False):
+        for name, value in trainable(model).items():
+            if (value.ndim > 1) is decays:
+                factor = next((factor for start, factor in slow.items() if name.startswith(start)), 1.0)
+                groups.setdefault((factor, decays), []).append(value)
+    return [
+        {"params": parameters, "weight_decay": config.weight_decay if decays else 0.0, "factor": factor}
+        for (factor, decays), parameters in groups.items()
+    ]
 
 
 def _identity(model: nn.Module, config: LoopConfig, seed: int, fingerprint: str) -> str:
     """Hash of all that the weights depend on; how often it is saved and logged does not count."""
-    options = config.model_dump(mode="json", exclude=UNESSENTIAL)
+    options = config.model_dump(mode="json", exclude=UNESSENTIAL) | (
+        {"ranks": ranks.size()} if ranks.size() > 1 else {}
+    )
     shapes = {name: list(value.shape) for name, value in trainable(model).items()}
     return sha256_json({"config": options, "seed": seed, "fingerprint": fingerprint, "parameters": shapes})
 
@@ -315,6 +360,16 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     """The complete lines of a training's log so far; none where there is no log yet."""
     text = path.read_text(encoding="utf-8") if path.exists() else ""
     return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
+def _silent(done: int, note: str = "") -> None:
+    """Progress that another rank shows."""
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove what a killed process left of a file that it was writing."""
+    for leftover in path.parent.glob(f".{path.stem}.*{path.suffix}"):
+        leftover.unlink()
 
 
 def _cut_log(path: Path, step: int) -> None:

@@ -1,0 +1,95 @@
+"""The run of instance segmentation."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fewlabel.pipeline import instance_stages as stages
+from fewlabel.pipeline.folder import S4M, Stage
+from fewlabel.pipeline.inputs import checkpoint_hash
+from fewlabel.pipeline.instance_scoring import evaluate, score_table
+from fewlabel.pipeline.staged import StagedRun, Work
+from fewlabel.recipe import InstanceRecipe
+
+METHOD = "fewlabel"
+
+
+@dataclass(frozen=True)
+class InstanceRun(StagedRun):
+    """A run of the s4m recipe."""
+
+    plan = S4M
+    together = True
+
+    recipe: InstanceRecipe
+
+    @property
+    def every_label(self) -> bool:
+        """Whether `all-labels` is compared with."""
+        return "all-labels" in self.recipe.compare
+
+    def said(self, stage: Stage, last: bool) -> str:
+        """At the end the scores, and where the report is."""
+        if not last or stage not in ("eval", "report"):
+            return ""
+        table = score_table(self.folder.stage("eval"))
+        page = self.folder.stage("report") / "report.html"
+        return f"{table}\nreport: {page.resolve()}" if stage == "report" else table
+
+    def work(self) -> dict[Stage, Work]:
+        """What each stage reads and does."""
+        recipe = self.recipe
+
+        def common() -> dict[str, Any]:
+            return self.settings("seed", "network", "crops", "eval")
+
+        def sam(asked: bool) -> dict[str, Any]:
+            return {"files of the SAM": checkpoint_hash(recipe.sam) if asked else "none"}
+
+        def teach_inputs() -> dict[str, Any]:
+            return common() | self.settings("teach") | sam(recipe.teach.similarity_weight > 0)
+
+        def train_inputs() -> dict[str, Any]:
+            return common() | self.settings("student") | sam(recipe.student.refine is not None)
+
+        return {
+            "teach": (teach_inputs, self._teach),
+            "train": (train_inputs, self._train),
+            "smaller": (lambda: train_inputs() | self.settings("smaller"), self._smaller),
+            "baselines": (lambda: common() | self.settings("teach", "student", "compare"), self._baselines),
+            "eval": (lambda: self.settings("eval"), self._eval),
+            "report": (lambda: self.settings("name"), self._report),
+        }
+
+    def _teach(self, out: Path) -> None:
+        inputs = self.fingerprint("split")
+        stages.teach_teacher(self.recipe, self.dataset, self.split, out, inputs=inputs, device=self.device)
+
+    def _train_one(self, method: Any, guiding: Path | None, out: Path, inputs: str) -> None:
+        stages.train_method(
+            method, self.recipe, self.dataset, self.split, guiding, out, inputs=inputs, device=self.device
+        )
+
+    def _train(self, out: Path) -> None:
+        self._train_one(METHOD, self.folder.stage("teach"), out, self.fingerprint("teach"))
+
+    def _smaller(self, out: Path) -> None:
+        if self.recipe.smaller is not None:
+            self._train_one("smaller", self.folder.stage("train") / METHOD, out, self.fingerprint("train"))
+
+    def _baselines(self, out: Path) -> None:
+        inputs = self.fingerprint("split")
+        for method in self.recipe.compare:
+            guiding = None
+            if method == "guided-distillation":
+                guiding = out / stages.PLAIN_TEACHER
+                stages.teach_teacher(
+                    self.recipe, self.dataset, self.split, guiding, inputs=inputs, device=self.device, plain=True
+                )
+            self._train_one(method, guiding, out, inputs)
+
+    def _eval(self, out: Path) -> None:
+        evaluate(self.recipe, self.dataset, self.split, self.folder, out)
+
+    def _report(self, out: Path) -> None:
+        raise NotImplementedError

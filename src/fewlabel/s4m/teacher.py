@@ -1,0 +1,125 @@
+"""Stage 1: a teacher learns from the labels, and from SAM how alike pixels are to each other.
+
+After S⁴M (arXiv 2504.05301): `L = L_labelled + w · L_similarity`, labelled images alone. With w = 0 it is supervised
+training, the baseline of every table.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from fewlabel.core.files import sha256_json
+from fewlabel.data.instance_crops import CropConfig
+from fewlabel.data.views import View
+from fewlabel.s4m.batches import Draw, draw_views, recoloured, seed_of, stacked
+from fewlabel.s4m.network import InstanceSegmenter
+from fewlabel.s4m.similarity import similarity_loss
+from fewlabel.s4m.similarity_targets import SamSimilarity
+from fewlabel.sam.promptable import PromptableSegmenter
+from fewlabel.training.checkpoint import weights_sha256
+from fewlabel.training.loop import FitResult, LoopConfig, fit
+
+SLOW = 0.1  # factor on the learning rate of a pretrained backbone, as Mask2Former is trained
+
+
+class InstanceLoopConfig(LoopConfig):
+    """Options that both stages share; the published ones but for the schedule, which is the house's."""
+
+    batch: int = Field(default=4, ge=1, description="Labelled crops in a step.")
+    lr: float = Field(default=1e-4, gt=0, description="Highest learning rate of AdamW.")
+    weight_decay: float = Field(default=0.05, ge=0, description="Decoupled decay of weight matrices and kernels.")
+    clip: float = Field(default=0.01, ge=0, description="Highest norm of the whole gradient; 0 turns clipping off.")
+    colours: bool = Field(default=False, description="Vary the colours of what a teacher sees (published: Cityscapes).")
+
+
+class TeachConfig(InstanceLoopConfig):
+    """Options of stage 1."""
+
+    similarity_weight: float = Field(default=1.0, ge=0, description="Weight w of structural distillation; 0: none.")
+    points: int = Field(default=128, ge=1, description="Prompts to SAM for each image.")
+
+
+def labelled_views(draw: Draw, config: InstanceLoopConfig, crops: CropConfig, seed: int, step: int) -> list[View]:
+    """The labelled crops of one step, a pure function of the arguments."""
+    views = draw_views(draw, config.batch, crops, seed, step, "labelled")
+    return recoloured(views, "weak", seed_of(seed, step, "weak colours")) if config.colours else views
+
+
+def teach(
+    network: InstanceSegmenter,
+    draw: Draw,
+    config: TeachConfig,
+    crops: CropConfig,
+    folder: Path,
+    *,
+    seed: int,
+    label: str = "teach",
+    device: str | torch.device = "cpu",
+    fingerprint: str = "",
+    sam: PromptableSegmenter | None = None,
+    validate: Callable[[nn.Module], dict[str, float]] | None = None,
+    validate_every: int = 0,
+) -> FitResult:
+    """Train a teacher in place; see `fewlabel.training.loop.fit` for files, resuming and errors.
+
+    Args:
+        network: Fresh, or with a pretrained backbone.
+        draw: `(n, generator) -> n records` of labelled images.
+        config: Options.
+        crops: Geometry of the crops.
+        folder: Of this training alone.
+        seed: Seed of crops, points and the loss's own choices.
+        label: A few words for the progress line.
+        device: Where to train.
+        fingerprint: Hash of the images behind `draw` and of the weights that the network starts with.
+        sam: Frozen; asked only where `similarity_weight` is above 0, and needed then.
+        validate: Figures of the averaged network, for the log.
+        validate_every: Steps between validations; with 0 only at the end.
+
+    Returns:
+        Steps, seconds and folder; `network` holds the averaged weights, in eval mode.
+    """
+    structure, asked = None, None
+    if config.similarity_weight:
+        if sam is None:
+            raise ValueError("structural distillation needs a SAM")
+        structure, asked = (
+            SamSimilarity(sam.to(device).eval().requires_grad_(False), config.points),
+            weights_sha256(sam),
+        )
+
+    def step_loss(model: nn.Module, step: int) -> dict[str, Tensor]:
+        views = [view.to(device) for view in labelled_views(draw, config, crops, seed, step)]
+        outputs = network(stacked(views))
+        terms = network.loss_terms(outputs, views)
+        if structure is None:
+            return terms
+        targets = structure.targets(views, [seed_of(seed, step, "points", i) for i in range(len(views))])
+        similarity = similarity_loss(outputs.mask_features, views[0].size, targets)
+        return {**terms, "loss": terms["loss"] + config.similarity_weight * similarity, "similarity": similarity}
+
+    return fit(
+        network,
+        step_loss,
+        config,
+        folder,
+        seed=seed,
+        label=label,
+        device=device,
+        fingerprint=sha256_json([fingerprint, crops.model_dump(mode="json"), asked]),
+        validate=validate,
+        validate_every=validate_every,
+        describe=lambda step: f"crops of {', '.join(v.id for v in labelled_views(draw, config, crops, seed, step))}",
+        slow=slow_parts(network),
+    )
+
+
+def slow_parts(network: InstanceSegmenter) -> dict[str, float]:
+    """Starts of the parameters' names that are trained at a lower rate: those of a pretrained backbone."""
+    if network.config.backbone_weights is None:
+        return {}
+    prefix = next(name for name, module in network.named_modules() if module is network.backbone)
+    return {f"{prefix}.": SLOW}

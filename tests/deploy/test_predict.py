@@ -17,7 +17,8 @@ from fewlabel.core.radiometry import standardise
 from fewlabel.core.types import Image
 from fewlabel.data.pixels import read_image, read_mask
 from fewlabel.deploy.overlay import COLOUR
-from fewlabel.deploy.predict import find_images, predict_boxes, predict_folder
+from fewlabel.deploy.predict import predict_boxes, predict_folder
+from fewlabel.deploy.predictions import find_images
 from fewlabel.deploy.runtime import OnnxStudent
 
 SPOTS = {

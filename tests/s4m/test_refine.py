@@ -148,6 +148,7 @@ def test_behind_the_gate_no_mask_is_farther_from_the_teacher_than_allowed(seed, 
     result = refine(noisy_sam(seed), view, pseudo, seeded(seed), config)
     teacher = image_masks(pseudo, SIZE, CONTENT)
     raw, predicted = sam_masks(noisy_sam(seed), view, pseudo, teacher, seeded(seed), config)
+    assert ((predicted >= 0) & (predicted <= 1)).all()
     assert torch.equal(result.classes, pseudo.classes)
     assert torch.equal(result.scores, pseudo.scores)
     assert result.kept.tolist() == list(range(len(pseudo)))

@@ -13,31 +13,26 @@ stands in the recipe.
 """
 
 import argparse
-import fcntl
 import json
 import os
-import shutil
-import subprocess
 import sys
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from grid import METHODS, STUDENT_METHODS, TEACHER_METHODS, Cell, cells
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from fewlabel.core.files import write_json
-from fewlabel.core.provenance import commit, processor
-from fewlabel.labels.store import LabelStore, target_and_weight
-from fewlabel.metrics.scores import evaluate
-from fewlabel.pipeline.boxes import boxed_pairs, detections, score_boxes
-from fewlabel.pipeline.folder import RunFolder, Stage
-from fewlabel.pipeline.run import Run
-from fewlabel.pipeline.scoring import labelled_pairs, load_threshold, predictions
-from fewlabel.pipeline.trained import load_student
-from fewlabel.recipe import load_recipe
-from fewlabel.students.detector.network import DETECTOR, Detector
+from grid import STUDENT_METHODS, TEACHER_METHODS, Cell, cells  # noqa: E402
+
+from cells import carry_out, chosen, options_of, shared  # noqa: E402
+from fewlabel.core.provenance import commit, processor  # noqa: E402
+from fewlabel.labels.store import LabelStore, target_and_weight  # noqa: E402
+from fewlabel.metrics.scores import evaluate  # noqa: E402
+from fewlabel.pipeline.boxes import boxed_pairs, detections, score_boxes  # noqa: E402
+from fewlabel.pipeline.run import Run  # noqa: E402
+from fewlabel.pipeline.scoring import labelled_pairs, load_threshold, predictions  # noqa: E402
+from fewlabel.pipeline.trained import load_student  # noqa: E402
+from fewlabel.recipe import Recipe, load_recipe, of_method  # noqa: E402
+from fewlabel.students.detector.network import DETECTOR, Detector  # noqa: E402
 
 HERE = Path(__file__).parent
 RECIPES = HERE.parents[1] / "recipes"
@@ -62,24 +57,6 @@ def changes(cell: Cell, data: Path, extra: tuple[str, ...]) -> tuple[str, ...]:
     )
 
 
-@contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Let one process at a time work in a folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder.parent / f"{folder.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def shared(run: Run, folder: Path, stages: tuple[Stage, ...], target: RunFolder) -> None:
-    """Do stages in a folder that several cells use, and copy them to a cell's."""
-    with alone(folder):
-        Run(run.recipe, folder, device=run.device).execute(stages[-1])
-        for stage in stages:
-            if target.manifest(stage) is None:
-                shutil.copytree(folder / stage, target.stage(stage), dirs_exist_ok=True)
-
-
 def measure(cell: Cell, data: Path, runs: Path, device: str, extra: tuple[str, ...]) -> dict[str, Any]:
     """Train and score one cell.
 
@@ -95,7 +72,7 @@ def measure(cell: Cell, data: Path, runs: Path, device: str, extra: tuple[str, .
     """
     base = runs / f"{cell.dataset}-{cell.fraction:g}-seed{cell.seed}"
     file = RECIPES / f"scalpel-{'boxes' if cell.student == DETECTOR else 'sirst'}.yaml"
-    recipe = load_recipe(file, changes(cell, data, extra))
+    recipe = of_method(load_recipe(file, changes(cell, data, extra)), Recipe, "The benchmark")
     run = Run(recipe, base / f"{cell.method}-{cell.student}", device=device)
     folder, parts = run.folder, ["baselines"]
     if cell.method in TEACHER_METHODS:
@@ -159,67 +136,27 @@ def pseudo_quality(run: Run) -> dict[str, Any]:
     }
 
 
-def run_cell(cell: Cell, options: argparse.Namespace) -> int:
-    """Measure one cell in a process of its own, with one thread, and write its record."""
-    path = options.results / f"{cell.name}.json"
-    if path.is_file() and not options.force:
-        return 0
-    log = options.runs / "logs" / f"{cell.name}.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, str(Path(__file__)), "--data", str(options.data), "--runs", str(options.runs)]
-    command += ["--results", str(options.results), "--device", options.device, "--cell", json.dumps(vars(cell))]
-    for change in options.set:
-        command += ["--set", change]
-    with log.open("a") as file:
-        status = subprocess.run(command, stdout=file, stderr=file, env=os.environ | {"OMP_NUM_THREADS": "1"}).returncode
-    print(f"{cell.name}: {'done' if status == 0 else f'ended with status {status}, see {log}'}", flush=True)
-    return status
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder of the data sets' folders")
+    options_of(parser, Path("runs/scalpel"))
     parser.add_argument("--grid", choices=["cpu", "boxes", "full"], default="cpu")
-    parser.add_argument("--datasets", nargs="+")
-    parser.add_argument("--fractions", type=float, nargs="+")
-    parser.add_argument("--seeds", type=int, nargs="+")
     parser.add_argument("--students", nargs="+")
-    parser.add_argument("--methods", nargs="+", choices=METHODS)
-    parser.add_argument("--jobs", type=int, default=1, help="cells side by side, one thread each")
-    parser.add_argument("--runs", type=Path, default=Path("runs/scalpel"), help="where the run folders go")
-    parser.add_argument("--results", type=Path, help="where the records go; the benchmark's results by default")
-    parser.add_argument("--device", default="cpu", help="where the networks train and label")
-    parser.add_argument("--set", action="append", default=[], help="further changes to the recipe")
-    parser.add_argument("--force", action="store_true", help="measure cells anew that have a record")
-    parser.add_argument("--list", action="store_true", help="only say which cells have a record")
-    parser.add_argument("--cell", help=argparse.SUPPRESS)  # one cell as JSON, in this very process
     options = parser.parse_args()
     options.results = options.results or RESULTS[options.grid]
-    if options.cell:
-        import torch
+    wanted = chosen(
+        cells(options.grid),
+        dataset=options.datasets,
+        fraction=options.fractions,
+        seed=options.seeds,
+        student=options.students,
+        method=options.methods,
+    )
 
-        torch.set_num_threads(1)
-        cell = Cell(**json.loads(options.cell))
-        record = measure(cell, options.data, options.runs, options.device, tuple(options.set))
-        write_json(options.results / f"{cell.name}.json", record)
-        return
-    wanted = [
-        cell
-        for cell in cells(options.grid)
-        for chosen, value in [
-            (
-                (options.datasets, options.fractions, options.seeds, options.students, options.methods),
-                (cell.dataset, cell.fraction, cell.seed, cell.student, cell.method),
-            )
-        ]
-        if all(names is None or item in names for names, item in zip(chosen, value, strict=True))
-    ]
-    if options.list:
-        for cell in wanted:
-            print(f"{'recorded' if (options.results / f'{cell.name}.json').is_file() else 'not run ':9s} {cell.name}")
-        return
-    with ThreadPoolExecutor(options.jobs) as pool:
-        sys.exit(max(pool.map(lambda cell: run_cell(cell, options), wanted), default=0))
+    def record(values: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+        cell = Cell(**values)
+        return cell.name, measure(cell, options.data, options.runs, options.device, tuple(options.set))
+
+    carry_out(Path(__file__), options, wanted, record)
 
 
 if __name__ == "__main__":

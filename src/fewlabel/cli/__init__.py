@@ -205,17 +205,28 @@ def preview(
 
 @app.command()
 def predict(
-    model: Annotated[Path, typer.Argument(help="Exported model (.onnx).", metavar="MODEL")],
+    model: Annotated[
+        Path, typer.Argument(help="Exported model (.onnx), or a run folder of instance segmentation.", metavar="MODEL")
+    ],
     images: Annotated[Path, typer.Argument(help="An image or a folder of images.", metavar="IMAGES")],
     out: Annotated[Path, typer.Option("--out", help="Folder for masks, overlays and predictions.json.")],
     keep_going: KeepGoing = False,
     max_pixels: MaxPixels = None,
+    device: Device = "auto",
 ) -> None:
-    """Find targets with an exported model: masks or boxes, overlays and COCO JSON."""
+    """Find targets with an exported model, or objects with a trained network: masks or boxes, overlays, COCO JSON."""
     from fewlabel.data.pixels import MAX_PIXELS
-    from fewlabel.deploy.predict import predict_folder
 
-    found = predict_folder(model, images, out, keep_going=keep_going, max_pixels=max_pixels or MAX_PIXELS)
+    most = max_pixels or MAX_PIXELS
+    if model.is_dir():
+        from fewlabel.pipeline.instance_predict import predict_instances
+
+        chosen = prepare(None, device)
+        found = predict_instances(model, images, out, keep_going=keep_going, device=chosen, max_pixels=most)
+    else:
+        from fewlabel.deploy.predict import predict_folder
+
+        found = predict_folder(model, images, out, keep_going=keep_going, max_pixels=most)
     rejected = f", {len(found.rejected)} rejected (see {out / 'rejected.csv'})" if found.rejected else ""
     print(f"{found.images} images, {found.targets} targets{rejected}: {out / 'predictions.json'}")
 

@@ -11,20 +11,17 @@ import numpy as np
 
 from fewlabel.core.banded import banded_instances
 from fewlabel.core.errors import DataError
-from fewlabel.core.radiometry import FLAT, Radiometry, apply
-from fewlabel.core.types import STANDARD, Image, Instances
-from fewlabel.data.moments import ROWS, STEP, Rows, grey_moments, grey_rows, standardised_rows
-from fewlabel.data.pixels import MAX_PIXELS, FileError, read_image
+from fewlabel.core.radiometry import apply
+from fewlabel.core.types import Image, Instances
+from fewlabel.data.moments import WHOLE, Rows, prepared_windows, whole_rows
+from fewlabel.data.pixels import MAX_PIXELS, read_image
 from fewlabel.data.tiles import bands
-from fewlabel.data.windows import ImageWindows, WindowReader, open_windows
+from fewlabel.data.windows import HELD, ImageWindows, StoredWindows, WindowReader, open_windows
 from fewlabel.deploy.runtime import OnnxStudent, sigmoid
 
 LARGE = 2**22
 """Pixels above which an image is predicted by tiles; below, the network sees it as a whole, with all feature maps that
 it holds at full resolution: hundreds of bytes for each pixel, in dense networks such as DNANet above a thousand."""
-
-HELD = 2**24
-"""Pixels up to which TIFF and NumPy files are read as a whole; they get an overlay, and any radiometry."""
 
 TILE, OVERLAP = 1024, 128
 WINDOWED = (".tif", ".tiff", ".npy")  # formats of which a window can be read without the rest
@@ -45,18 +42,11 @@ def open_image(path: Path, id: str, *, max_pixels: int = MAX_PIXELS) -> Image | 
         DataError: The file cannot be read, or has to be decoded as a whole and is above `max_pixels`.
     """
     if path.suffix.lower() in WINDOWED:
-        try:
-            reader = open_windows(path)
-        except FileError:
-            if max_pixels <= MAX_PIXELS:  # the limit of open_windows
-                raise
-        else:
-            pixels = reader.size[0] * reader.size[1]
-            if not isinstance(reader, ImageWindows):
-                if pixels > HELD:
-                    return reader
-            elif pixels <= max_pixels:
-                return Image(id, reader.read(0, 0, *reader.size), reader.dtype, reader.bit_depth, path)
+        reader = open_windows(path, max_pixels=max_pixels)
+        if isinstance(reader, StoredWindows):
+            return Image(id, reader.read(0, 0, *reader.size), reader.dtype, reader.bit_depth, path)
+        if reader.size[0] * reader.size[1] > HELD:
+            return reader
     return read_image(path, id, max_pixels=max_pixels)
 
 
@@ -102,8 +92,9 @@ def predict_large(student: OnnxStudent, image: Image | WindowReader) -> tuple[np
 def _rows(student: OnnxStudent, image: Image | WindowReader) -> Rows:
     """What the student is given of an image, by rows."""
     radiometry = student.info.radiometry
-    if radiometry.policy not in ("percentile", "clahe"):
-        return prepared_rows(radiometry, ImageWindows(image) if isinstance(image, Image) else image)
+    if radiometry.policy not in WHOLE:
+        reader = ImageWindows(image) if isinstance(image, Image) else image
+        return whole_rows(prepared_windows(radiometry, reader), image.size[1])
     if isinstance(image, Image):
         whole = apply(radiometry, image.grey())
         return lambda top, stop: whole[top:stop]
@@ -111,41 +102,3 @@ def _rows(student: OnnxStudent, image: Image | WindowReader) -> Rows:
         f"An image of {image.size[0]} x {image.size[1]} pixels is predicted by windows of its file, but the radiometry"
         f" {radiometry.policy!r} of {student.path} needs it as a whole: cut it into images of at most {HELD} pixels."
     )
-
-
-def prepared_rows(radiometry: Radiometry, reader: WindowReader) -> Rows:
-    """What networks are given of an image, by rows, without holding it.
-
-    Args:
-        radiometry: `standard`, `min-max` (each takes one pass over the image here) or `fixed`.
-        reader: The image.
-
-    Returns:
-        Rows of what `fewlabel.core.radiometry.apply` gives for the whole image: for `standard` to float rounding, else
-        the same values.
-    """
-    if radiometry == STANDARD:
-        return standardised_rows(reader, grey_moments(reader))
-    rows, line = grey_rows(reader), radiometry
-    if radiometry.policy == "min-max":
-        low, high = grey_extremes(reader)
-        if high - low <= FLAT * max(abs(low), abs(high)):
-            return lambda top, stop: np.zeros((stop - top, reader.size[1]), dtype=np.float32)
-        line = Radiometry(policy="fixed", low=low, high=high)
-
-    def scaled(top: int, stop: int) -> np.ndarray:
-        grey = rows(top, stop)  # read at once, since the file's tiles are; float64 for a few rows at a time
-        return np.concatenate([apply(line, grey[start : start + STEP]) for start in range(0, len(grey), STEP)])
-
-    return scaled
-
-
-def grey_extremes(reader: WindowReader) -> tuple[float, float]:
-    """Lowest and highest grey value of an image, in one pass; memory as `fewlabel.data.moments.grey_moments`."""
-    rows, height = grey_rows(reader), reader.size[0]
-    step = -(-ROWS // reader.block) * reader.block
-    low, high = float("inf"), float("-inf")
-    for top in range(0, height, step):
-        band = rows(top, min(top + step, height))
-        low, high = min(low, float(band.min())), max(high, float(band.max()))
-    return low, high

@@ -2,7 +2,7 @@
 
 * `masks/NAME.png`: a picture of the masks at the size of the image; `overlays/NAME.png` the image with lines around
   what was found;
-* `predictions.json` COCO: `images`, `categories`, and `annotations` with a `score`. It loads as a COCO data set, and its
+* `predictions.json` COCO: `images`, `categories`, and `annotations` with a `score`. It loads as a COCO data set, its
   annotations as COCO results;
 * `rejected.csv` names and files that could not be read and why, when the caller chose to go on without them. Files
   whose name is not UTF-8, which JSON cannot hold, are among them.

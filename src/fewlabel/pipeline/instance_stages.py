@@ -1,6 +1,6 @@
 """The work of the stages of instance segmentation: from files to files."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +11,25 @@ from fewlabel.core.files import sha256_json
 from fewlabel.core.types import Instances
 from fewlabel.data.dataset import Dataset
 from fewlabel.data.instance_crops import RecordPool, bare_loaders, record_loaders, repeat_factors
+from fewlabel.data.readers.base import TARGET
 from fewlabel.data.split import Split
 from fewlabel.data.views import colours
-from fewlabel.metrics.instances import InstanceMetric
+from fewlabel.metrics.instances import InstanceMetric, quality_update
 from fewlabel.pipeline.labelling import CURVE_POINTS
 from fewlabel.recipe import InstanceMethod, InstanceRecipe
+from fewlabel.s4m.checkpoint import ModelCard, save_card
 from fewlabel.s4m.network import InstanceSegmenter, NetworkConfig
 from fewlabel.s4m.predict import find_objects
 from fewlabel.s4m.student import Unlabelled, train_student
 from fewlabel.s4m.teacher import teach
 from fewlabel.sam.families import load
 from fewlabel.sam.promptable import PromptableSegmenter
+from fewlabel.training import ranks
 from fewlabel.training.checkpoint import load_weights
 from fewlabel.training.loop import WEIGHTS
+
+THRESHOLDS = tuple(round(0.05 * k, 2) for k in range(1, 20))
+"""Scores that are tried as the one from which objects count."""
 
 PLAIN_TEACHER = "plain-teacher"  # folder of the baselines: a teacher without structural distillation
 
@@ -156,9 +162,10 @@ def train_method(
             trained_network(recipe, recipe.network, classes, guiding),
             frozen_sam(recipe) if config.refine is not None else None,
         )
-    network = recipe.smaller if method == "smaller" and recipe.smaller is not None else recipe.network
+    chosen = recipe.smaller if method == "smaller" and recipe.smaller is not None else recipe.network
+    network = fresh_network(recipe, chosen, classes, pretrained=True)
     train_student(
-        fresh_network(recipe, network, classes, pretrained=True),
+        network,
         labelled_pool(dataset, known, config.repeat_threshold).draw,
         config,
         recipe.crops,
@@ -170,6 +177,34 @@ def train_method(
         fingerprint=sha256_json([method, inputs]),
         **validated(recipe, dataset, split, config.steps),
     )
+    threshold = choose_threshold(network, dataset, split.validation, recipe.eval.side)
+    card = ModelCard(
+        network=chosen,
+        classes=dataset.classes or (TARGET,),
+        side=recipe.eval.side,
+        threshold=threshold,
+        radiometry=recipe.data.radiometry,
+        name=f"{recipe.name} ({method})",
+    )
+    ranks.first_only(lambda: save_card(out / method, card))
+
+
+def choose_threshold(network: InstanceSegmenter, dataset: Dataset, ids: Sequence[str], side: int | None) -> float:
+    """The score from which a network's objects count: that of the best F1 on some images, 0.5 where there are none.
+
+    An object is right if it finds a true one at an IoU of 0.5, whatever the classes. Of equally good thresholds the
+    highest is taken.
+    """
+    if not ids:
+        return 0.5
+    found = [(objects, dataset.labelled(id).instances) for id, objects in found_objects(network, dataset, ids, side)]
+
+    def f1(threshold: float) -> float:
+        counts = [quality_update(objects.select(objects.scores >= threshold), true) for objects, true in found]
+        right = sum(image.found for image in counts)
+        return 2 * right / max(sum(len(image.best) + image.true for image in counts), 1)
+
+    return max(THRESHOLDS, key=lambda threshold: (f1(threshold), threshold))
 
 
 def found_objects(

@@ -169,7 +169,45 @@ class PromptableSegmenter(nn.Module):
             count = self.model.mask_decoder.num_multimask_outputs if multimask else 1
             empty = embedding.features[-1].new_zeros
             return empty((batch, 0, count, self.mask_size, self.mask_size)), empty((batch, 0, count))
-        features = embedding.features
+        features, sparse, dense = self.embed_prompts(embedding, prompts, points, point_labels, boxes, masks)
+        rows = int(features[-1].shape[0])
+        position = self.model.get_image_wide_positional_embeddings().expand(rows, -1, -1, -1)
+        output = self.model.mask_decoder(
+            image_embeddings=features[-1],
+            image_positional_embeddings=position,
+            sparse_prompt_embeddings=sparse,
+            dense_prompt_embeddings=dense,
+            multimask_output=multimask,
+            **self._family.decoder_inputs(features),
+        )
+        low, quality = output[0], output[1]
+        return low.reshape(batch, prompts, *low.shape[2:]), quality.reshape(batch, prompts, -1)
+
+    def embed_prompts(
+        self,
+        embedding: Embedding,
+        prompts: int,
+        points: Tensor | None = None,
+        point_labels: Tensor | None = None,
+        boxes: Tensor | None = None,
+        masks: Tensor | None = None,
+    ) -> tuple[list[Tensor], Tensor, Tensor]:
+        """What the prompt encoder makes of prompts that `check_prompts` has found right.
+
+        Args:
+            embedding: What `encode` returned for B images.
+            prompts: Number P >= 1 of prompts per image, as `check_prompts` counted it.
+            points: As for `decode`, and so are the others.
+            point_labels: See there.
+            boxes: See there.
+            masks: See there.
+
+        Returns:
+            The embedding's features `(R, C, h, w)`, the prompts' tokens `(R, Q, T, C)`, T 0 where there is neither
+            point nor box, and what is added to the image embedding, `(R, C, h, w)` or `(1, C, h, w)`. R is B and Q is
+            P, unless each prompt has a mask of its own: then R is B * P and Q is 1.
+        """
+        features, frame = embedding.features, self.frame_of(embedding.size)
         if points is not None:
             # The prompt encoders of transformers take pixel indices and add the half pixel themselves.
             points = frame.points(points) - 0.5
@@ -190,20 +228,9 @@ class PromptableSegmenter(nn.Module):
                 for prompt in (points, point_labels, boxes)
             )
         sparse, dense = self.model.prompt_encoder(points, point_labels, boxes, masks)
-        rows = int(features[-1].shape[0])
         if sparse is None:
-            sparse = features[-1].new_zeros((rows, 1, 0, dense.shape[1]))
-        position = self.model.get_image_wide_positional_embeddings().expand(rows, -1, -1, -1)
-        output = self.model.mask_decoder(
-            image_embeddings=features[-1],
-            image_positional_embeddings=position,
-            sparse_prompt_embeddings=sparse,
-            dense_prompt_embeddings=dense,
-            multimask_output=multimask,
-            **self._family.decoder_inputs(features),
-        )
-        low, quality = output[0], output[1]
-        return low.reshape(batch, prompts, *low.shape[2:]), quality.reshape(batch, prompts, -1)
+            sparse = features[-1].new_zeros((int(features[-1].shape[0]), 1, 0, dense.shape[1]))
+        return features, sparse, dense
 
     def to_image(self, low: Tensor, size: tuple[int, int]) -> Tensor:
         """Resample decoder logits to an image: bilinear, the frame's padding left out.

@@ -1,8 +1,9 @@
-"""Both stages with the smallest network and a tiny SAM: what is off changes nothing, and what is on reaches the loss."""
+"""Both stages with the smallest network and a tiny SAM: what is off changes nothing, what is on reaches the loss."""
 
 import importlib.util
 from dataclasses import replace
 from pathlib import Path
+from zlib import crc32
 
 import numpy as np
 import pytest
@@ -14,9 +15,11 @@ from fewlabel.s4m.batches import draw_views, seed_of, stacked
 from fewlabel.s4m.guidance import CollapseAlarm, Guidance
 from fewlabel.s4m.network import InstanceSegmenter, NetworkConfig
 from fewlabel.s4m.refine_gate import RefineStats
+from fewlabel.s4m.similarity_targets import SimilarityCache
 from fewlabel.s4m.student import StudentConfig, Unlabelled, teacher_outputs, train_student
 from fewlabel.s4m.teacher import TeachConfig, slow_parts, teach
 from fewlabel.sam.promptable import PromptableSegmenter
+from fewlabel.training.checkpoint import weights_sha256
 from fewlabel.training.ema import BurnInEma
 from fewlabel.training.loop import LOG, WEIGHTS, read_log
 
@@ -189,3 +192,21 @@ def test_a_pretrained_backbone_is_trained_more_slowly(tmp_path):
     named = [name for name, _ in net.named_parameters() if name.startswith(start)]
     assert factor == 0.1
     assert len(named) == len(list(net.backbone.parameters()))
+
+
+def test_a_cache_gives_the_same_teacher_whether_it_is_full_or_empty(pool, tmp_path, sam):
+    config = TeachConfig.model_validate({**SHORT, "points": 4})
+    still = CropConfig(crop=96, scale_low=1, scale_high=1, flips=False)
+    states = []
+    for number in range(2):
+        net, cache = network(), SimilarityCache(tmp_path / "cache", 0.1)
+        teach(net, pool.draw, config, still, tmp_path / str(number), seed=1, sam=sam, cache=cache)
+        states.append(net.state_dict())
+    assert equal(*states)
+    kept = cache.similarity(sam, 4, weights_sha256(sam))
+    views = draw_views(pool.draw, 2, still, 1, 0, "labelled")
+    kept.targets(views, [seed_of(1, 0, "points", crc32(view.id.encode())) for view in views])
+    assert (kept.rows.hits, kept.rows.misses) == (len({view.id for view in views}), 0)
+    kept.targets(views, [7, 8])
+    assert kept.rows.misses == 2
+    assert kept.embeddings.misses == 0

@@ -40,6 +40,11 @@ class CropConfig(BaseModel):
         default=False, description="Quarter turns as well, for images without an up: microscopes, drones."
     )
 
+    @property
+    def varies(self) -> bool:
+        """Whether an image looks different each time, even one that is no larger than a crop."""
+        return self.scale_low < 1 or self.scale_high > 1 or self.flips or self.turns
+
     @model_validator(mode="after")
     def _sensible(self) -> CropConfig:
         if self.scale_high / self.scale_low > 100:

@@ -7,9 +7,11 @@ from typing import Any
 from fewlabel.pipeline import instance_stages as stages
 from fewlabel.pipeline.folder import S4M, Stage
 from fewlabel.pipeline.inputs import checkpoint_hash
+from fewlabel.pipeline.instance_collect import collect
 from fewlabel.pipeline.instance_scoring import evaluate, score_table
 from fewlabel.pipeline.staged import StagedRun, Work
 from fewlabel.recipe import InstanceRecipe
+from fewlabel.report.instances import write as write_report
 
 METHOD = "fewlabel"
 
@@ -47,7 +49,8 @@ class InstanceRun(StagedRun):
             return {"files of the SAM": checkpoint_hash(recipe.sam) if asked else "none"}
 
         def teach_inputs() -> dict[str, Any]:
-            return common() | self.settings("teach") | sam(recipe.teach.similarity_weight > 0)
+            cached = {"SAM's word kept": recipe.cache is not None}  # rounded; where it is kept does not matter
+            return common() | self.settings("teach") | cached | sam(recipe.teach.similarity_weight > 0)
 
         def train_inputs() -> dict[str, Any]:
             return common() | self.settings("student") | sam(recipe.student.refine is not None)
@@ -92,4 +95,4 @@ class InstanceRun(StagedRun):
         evaluate(self.recipe, self.dataset, self.split, self.folder, out)
 
     def _report(self, out: Path) -> None:
-        raise NotImplementedError
+        write_report(collect(self.recipe, self.folder, self.dataset, self.split), out / "report.html")

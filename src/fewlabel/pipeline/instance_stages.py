@@ -20,6 +20,7 @@ from fewlabel.recipe import InstanceMethod, InstanceRecipe
 from fewlabel.s4m.checkpoint import ModelCard, save_card
 from fewlabel.s4m.network import InstanceSegmenter, NetworkConfig
 from fewlabel.s4m.predict import find_objects
+from fewlabel.s4m.similarity_targets import SimilarityCache
 from fewlabel.s4m.student import Unlabelled, train_student
 from fewlabel.s4m.teacher import teach
 from fewlabel.sam.families import load
@@ -117,6 +118,7 @@ def teach_teacher(
         device=device,
         fingerprint=inputs,
         sam=frozen_sam(recipe) if config.similarity_weight else None,
+        cache=None if recipe.cache is None else SimilarityCache(recipe.cache.folder, recipe.cache.gb),
         label="plain teacher" if plain else "teach",
         **validated(recipe, dataset, split, config.steps),
     )

@@ -1,5 +1,6 @@
 """The recipe of instance segmentation: Mask2Former, SAM's structure and SAM's masks."""
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -22,12 +23,22 @@ class InstanceEvalSection(Section):
     )
 
 
+class CacheSection(Section):
+    """Where SAM's word on views is kept between epochs and runs."""
+
+    folder: Path = Field(description="Of the cache; relative to the working folder. Several runs may share it.")
+    gb: float = Field(10.0, gt=0, description="Bound on each of its two parts, in 10^9 bytes.")
+
+
 class InstanceRecipe(CommonRecipe):
     """Everything that decides a run on images with many objects."""
 
     method: Literal["s4m"] = Field("s4m", description="s4m: instance segmentation.")
     sam: str = Field(default="nano", description="A name from `fewlabel sam list`, a checkpoint's folder, or a hub id.")
     allow_sam3: bool = Field(default=False, description="Agree to the licence of SAM 3, which is not Apache-2.0.")
+    cache: CacheSection | None = Field(
+        None, description="Keep what SAM says in structural distillation; only for crops that do not vary."
+    )
     network: NetworkConfig = Field(description="Teacher and student alike.")
     smaller: NetworkConfig | None = Field(
         None, description="A lighter network that learns from the trained student and ships in its place."
@@ -47,6 +58,15 @@ class InstanceRecipe(CommonRecipe):
         student = self.student
         if student.paste is not None and student.batch < 2:
             raise ValueError("student.paste exchanges objects between images, but student.batch is 1: take 2, or null")
+        return self
+
+    @model_validator(mode="after")
+    def _views_come_again(self) -> "InstanceRecipe":
+        if self.cache is not None and (self.crops.varies or self.teach.colours):
+            raise ValueError(
+                "cache keeps what SAM says of views that come again, but crops or teach.colours vary them: set"
+                " crops.scale_low and scale_high to 1, flips, turns and teach.colours to false, or leave cache out"
+            )
         return self
 
     @property

@@ -30,6 +30,11 @@ class DataSection(Section):
         None, description="Further images or videos without labels, a folder or file; they join the training images."
     )
     unlabelled_format: Format = Field("auto", description="Layout of those.")
+    unlabelled_every: int = Field(
+        1,
+        ge=1,
+        description="Of each of their videos and sequences only every so many frames is taken, from the first on.",
+    )
     radiometry: Radiometry = Field(
         Radiometry(), description="How grey values become the input of networks; recorded in the exported model."
     )

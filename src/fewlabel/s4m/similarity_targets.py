@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -69,6 +70,26 @@ class RowCache:
         halves = {key: value.cpu().half() for key, value in rows.items()}
         self._store.write({key: [half] for key, half in halves.items()})
         return {key: half.float() for key, half in halves.items()}
+
+
+@dataclass(frozen=True)
+class SimilarityCache:
+    """A folder for what SAM says of views that come again: rows, and the embeddings that other points need.
+
+    Runs with other seeds or points share the embeddings, which are most of SAM's work.
+
+    Attributes:
+        folder: Of the cache; several runs and processes may share it.
+        gb: Bound on the rows, and on the embeddings, in 10^9 bytes.
+    """
+
+    folder: Path
+    gb: float
+
+    def similarity(self, sam: PromptableSegmenter, points: int, sha256: str) -> SamSimilarity:
+        """Targets by a frozen SAM whose weights have that hash, with this cache."""
+        embeddings = EmbeddingCache(self.folder / "embeddings", sam, sha256, self.gb)
+        return SamSimilarity(sam, points, embeddings, RowCache(self.folder / "rows", sha256, self.gb))
 
 
 class SamSimilarity:

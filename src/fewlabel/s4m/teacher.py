@@ -6,6 +6,7 @@ training, the baseline of every table.
 
 from collections.abc import Callable
 from pathlib import Path
+from zlib import crc32
 
 import torch
 from pydantic import Field
@@ -17,7 +18,7 @@ from fewlabel.data.views import View
 from fewlabel.s4m.batches import Draw, draw_views, recoloured, seed_of, stacked
 from fewlabel.s4m.network import InstanceSegmenter
 from fewlabel.s4m.similarity import similarity_loss
-from fewlabel.s4m.similarity_targets import SamSimilarity
+from fewlabel.s4m.similarity_targets import SamSimilarity, SimilarityCache
 from fewlabel.sam.promptable import PromptableSegmenter
 from fewlabel.training.checkpoint import weights_sha256
 from fewlabel.training.loop import FitResult, LoopConfig, fit
@@ -60,6 +61,7 @@ def teach(
     device: str | torch.device = "cpu",
     fingerprint: str = "",
     sam: PromptableSegmenter | None = None,
+    cache: SimilarityCache | None = None,
     validate: Callable[[nn.Module], dict[str, float]] | None = None,
     validate_every: int = 0,
 ) -> FitResult:
@@ -76,6 +78,8 @@ def teach(
         device: Where to train.
         fingerprint: Hash of the images behind `draw` and of the weights that the network starts with.
         sam: Frozen; asked only where `similarity_weight` is above 0, and needed then.
+        cache: Where SAM's word on views is kept; only for crops that do not vary. An image then has the same points in
+            every epoch.
         validate: Figures of the averaged network, for the log.
         validate_every: Steps between validations; with 0 only at the end.
 
@@ -86,10 +90,9 @@ def teach(
     if config.similarity_weight:
         if sam is None:
             raise ValueError("structural distillation needs a SAM")
-        structure, asked = (
-            SamSimilarity(sam.to(device).eval().requires_grad_(False), config.points),
-            weights_sha256(sam),
-        )
+        sam = sam.to(device).eval().requires_grad_(False)
+        asked = weights_sha256(sam)
+        structure = cache.similarity(sam, config.points, asked) if cache else SamSimilarity(sam, config.points)
 
     def step_loss(model: nn.Module, step: int) -> dict[str, Tensor]:
         views = [view.to(device) for view in labelled_views(draw, config, crops, seed, step)]
@@ -97,7 +100,11 @@ def teach(
         terms = network.loss_terms(outputs, views)
         if structure is None:
             return terms
-        targets = structure.targets(views, [seed_of(seed, step, "points", i) for i in range(len(views))])
+        seeds = [
+            seed_of(seed, 0, "points", crc32(view.id.encode())) if cache else seed_of(seed, step, "points", i)
+            for i, view in enumerate(views)
+        ]
+        targets = structure.targets(views, seeds)
         similarity = similarity_loss(outputs.mask_features, views[0].size, targets)
         return {**terms, "loss": terms["loss"] + config.similarity_weight * similarity, "similarity": similarity}
 
@@ -109,7 +116,7 @@ def teach(
         seed=seed,
         label=label,
         device=device,
-        fingerprint=sha256_json([fingerprint, crops.model_dump(mode="json"), asked]),
+        fingerprint=sha256_json([fingerprint, crops.model_dump(mode="json"), asked, cache is not None]),
         validate=validate,
         validate_every=validate_every,
         describe=lambda step: f"crops of {', '.join(v.id for v in labelled_views(draw, config, crops, seed, step))}",

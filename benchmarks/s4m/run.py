@@ -4,9 +4,9 @@
     python benchmarks/s4m/run.py --data ../shared/data --grid full --device cuda
     python benchmarks/s4m/run.py --list                        # which cells have a record, and which have not
 
-Every cell is recipes/s4m-dsb2018.yaml or recipes/s4m-objects.yaml with the changes of grid.py: same split, same network,
-same number of the student's steps for all methods of a seed. Cells that share a teacher train it once. A cell that has a
-record is not measured again; one that was killed goes on where it was. Nothing is chosen by a test list.
+Every cell is recipes/s4m-dsb2018.yaml or recipes/s4m-objects.yaml with the changes of grid.py: same split, same
+network, same number of the student's steps for all methods of a seed. Cells that share a teacher train it once. A cell
+that has a record is not measured again; one that was killed goes on where it was. Nothing is chosen by a test list.
 
 The set `objects` is rendered here: 2,000 training and 300 test scenes of 8 classes with heavy occlusion.
 """

@@ -182,7 +182,7 @@ def train_method(
     threshold = choose_threshold(network, dataset, split.validation, recipe.eval.side)
     card = ModelCard(
         network=chosen,
-        classes=dataset.classes or (TARGET,),
+        classes=dataset.classes or TARGET,
         side=recipe.eval.side,
         threshold=threshold,
         radiometry=recipe.data.radiometry,

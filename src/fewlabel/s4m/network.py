@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from fewlabel.core.errors import DataError
 from fewlabel.data.views import View
 from fewlabel.s4m.backbone import STAGES, load_backbone, quiet, replace_norms
+from fewlabel.s4m.start import RENDERED, load_start
 
 Name = Literal["resnet-50", "swin-t", "resnet-18", "tiny", "nano"]
 Norm = Literal["frozen", "batch", "group"]
@@ -101,6 +102,11 @@ class NetworkConfig(BaseModel):
         default=None,
         description="Folder or hub id of a pretrained backbone, such as microsoft/resnet-50; none: from scratch.",
     )
+    start: str | None = Field(
+        default=None,
+        description="Begin as a trained network: rendered is the embedded one of size tiny, trained on rendered scenes;"
+        " or the folder of one that fewlabel trained. The class head begins anew where the classes differ.",
+    )
     norm: Norm | None = Field(
         default=None,
         description="Norms of a ResNet: frozen (as pretrained), batch (for batches of 4 and more), group (for any"
@@ -118,6 +124,10 @@ class NetworkConfig(BaseModel):
             raise ValueError("norm is 'frozen' without backbone_weights: there are no statistics to keep, use 'group'")
         if self.norm == "group" and self.backbone_weights is not None:
             raise ValueError("norm is 'group' with backbone_weights, which are of batch norms: use 'frozen' or 'batch'")
+        if self.start is not None and self.backbone_weights is not None:
+            raise ValueError("start and backbone_weights are both given, but start brings a backbone: leave one out")
+        if self.start == RENDERED and self.name != "tiny":
+            raise ValueError(f"start is {RENDERED!r}, which is of size tiny, but name is {self.name!r}")
         return self
 
     @property
@@ -176,12 +186,12 @@ class InstanceSegmenter(nn.Module):
         Args:
             config: which network.
             classes: K >= 1.
-            pretrained: whether to read `config.backbone_weights`; not needed where a checkpoint of the whole network
-                is loaded next.
+            pretrained: whether to read `config.backbone_weights` and `config.start`; not needed where a checkpoint of
+                the whole network is loaded next.
 
         Raises:
             DataError: There is no class.
-            ModelError: The backbone's weights are missing or of another architecture.
+            ModelError: The weights to begin with are missing or of another architecture.
         """
         from transformers import Mask2FormerForUniversalSegmentation
 
@@ -198,6 +208,8 @@ class InstanceSegmenter(nn.Module):
         replace_norms(self.backbone, config.norms)
         for name, values in (("pixel_mean", MEAN), ("pixel_deviation", DEVIATION)):
             self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
+        if pretrained and config.start is not None:
+            load_start(self, config.start)
 
     @property
     def backbone(self) -> nn.Module:

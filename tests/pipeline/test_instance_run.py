@@ -1,6 +1,7 @@
 """A whole run of instance segmentation with the smallest networks, on rendered scenes in COCO's layout."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -87,6 +88,34 @@ def test_logs_say_which_parts_were_on(finished: Path) -> None:
     assert logs["baselines/guided-distillation"]["agreement"] == 0
     assert logs["baselines/guided-distillation"]["pseudo"] > 0
     assert "unlabelled" not in logs["baselines/labels-only"]
+
+
+def test_the_report_shows_scores_refinement_and_objects(
+    finished: Path, recipe_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_of(load_recipe(recipe_file), finished).execute("report")
+    page = finished / "report" / "report.html"
+    assert f"report: {page.resolve()}" in capsys.readouterr().out
+    html = page.read_text(encoding="utf-8")
+    assert "<script" not in html and not re.search(r"https?://|@import|url\(", html)
+    for name, method in (("Labels only", "labels-only"), ("fewlabel", "fewlabel"), ("Smaller student", "smaller")):
+        scores = read_json(finished / "eval" / "scores.json")["methods"][method]
+        shown = re.findall(r"<td>([^<]*)", html.split(f'<th scope="row">{name}</th>', 1)[1])[:7]
+        keys = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "boundary_AP")
+        assert shown == ["–" if scores[key] is None else f"{scores[key]:.1f}" for key in keys]
+    for words in (
+        "Share accepted",
+        "Human label",
+        "Pseudo-labels",
+        "Refined by SAM",
+        "result of nano-SAM",
+        "2504.05301",
+    ):
+        assert words in html
+    split = read_json(finished / "split" / "split.json")
+    told = set(re.findall(r"<h4><code>([^<]*)</code>", html))
+    assert len(told & set(split["unlabelled"])) == 4 and len(told & set(split["test"])) == 4
+    assert set(re.findall(r'class="object (accepted|kept|dropped)"', html)) & {"accepted", "kept"}
 
 
 def test_a_second_run_does_nothing(finished: Path, recipe_file: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -33,7 +33,7 @@ from fewlabel.sam.promptable import PromptableSegmenter
 from fewlabel.training.loop import LOG, read_log
 
 UNLABELLED_EXAMPLES, TEST_EXAMPLES = 4, 4
-SIDE = 640  # pixels: of larger images the middle is shown, so that memory and page stay small
+SIDE = 768  # pixels: of larger images the middle is shown, so that memory and page stay small
 SURE = 0.5  # score from which a test image's object is drawn; AP counts those below as well
 METHOD_NOTE = (
     "The method follows S⁴M (arXiv 2504.05301) on the ground of Guided Distillation (WACV 2024); the gate of the"
@@ -104,7 +104,7 @@ def _curves(recipe: InstanceRecipe, folder: RunFolder) -> dict[str, list[dict[st
 
 
 def middle(size: tuple[int, int], side: int = SIDE) -> tuple[int, int, int, int]:
-    """Top, left, rows and columns of the window of an image of `size` that is shown: its middle, at most `side` wide."""
+    """Top, left, rows and columns of what is shown of an image: its middle, at most `side` along each axis."""
     rows, columns = (min(length, side) for length in size)
     return (size[0] - rows) // 2, (size[1] - columns) // 2, rows, columns
 

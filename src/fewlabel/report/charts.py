@@ -235,6 +235,51 @@ def loss_chart(name: str, records: Sequence[Mapping[str, Any]]) -> Markup:
     return line_chart([raw, front], description=text, log=min(values) > 0 and max(values) / min(values) > 10)
 
 
+def averaged(name: str, records: Sequence[Mapping[str, Any]], key: str, per: str = "", style: int = 0) -> Line:
+    """A logged figure over the steps of a training, as its running mean.
+
+    Args:
+        name: Name of the line.
+        records: Records of a log.jsonl; those without a finite number under `key`, and `per`, are left out.
+        key: The figure.
+        per: Another figure, by whose running mean that of `key` is divided; where it is 0 there is no point.
+        style: Of the line.
+
+    Returns:
+        The line; without points where nothing was logged.
+    """
+    wanted = ("step", key, *((per,) if per else ()))
+    rows = [[float(record[one]) for one in wanted] for record in records if all(_has(record, one) for one in wanted)]
+    rows = [row for row in rows if all(map(math.isfinite, row))]
+    window = max(3, len(rows) // 20)
+    steps, values, *others = ([row[place] for row in rows] for place in range(len(wanted)))
+    means = smooth(values, window)
+    below = smooth(others[0], window) if per else [1.0] * len(means)
+    return Line(name, [(x, y / z) for x, y, z in zip(steps, means, below, strict=True) if z], style=style)
+
+
+def parts_chart(name: str, records: Sequence[Mapping[str, Any]], parts: Sequence[str]) -> dict[str, Any] | None:
+    """The terms that the loss of a training is made of, as running means.
+
+    Args:
+        name: Name of the training, for the description.
+        records: Records of its log.jsonl.
+        parts: The terms; those that were not logged are left out.
+
+    Returns:
+        `chart` and its `lines` for a legend; None without a term.
+    """
+    lines = [averaged(part, records, part, style=number) for number, part in enumerate(parts)]
+    lines = [line for line in lines if line.points]
+    if not lines:
+        return None
+    last = ", ".join(f"{line.name} {line.points[-1][1]:.3g}" for line in lines)
+    levels = [y for line in lines for _, y in line.points]
+    log = min(levels) > 0 and max(levels) / min(levels) > 10
+    chart = line_chart(lines, description=f"Parts of the loss of {name}; last: {last}.", log=log)
+    return {"chart": chart, "lines": lines}
+
+
 def validation_chart(name: str, records: Sequence[Mapping[str, Any]]) -> tuple[Markup, str]:
     """The validation score of one training over its steps.
 

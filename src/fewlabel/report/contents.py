@@ -45,12 +45,14 @@ class ScoreRow:
         method: `labels-only`, `synthetic-pretrained`, `fewlabel`, `all-labels`, `teacher` or another method's name; the
             summary compares `fewlabel` with the others.
         metrics: `IoU`, `nIoU`, `hIoU` and `Pd` in percent, `Fa` in false pixels per million; of students that give
-            boxes `AP50`, `AP`, `AR50`, `precision` and `recall` in percent. Other keys are left out of the table, and a
+            boxes `AP50`, `AP`, `AR50`, `precision` and `recall` in percent; of those that give objects the keys of
+            `fewlabel.report.instances.METRICS` in percent. Other keys are left out of the table, and a
             missing or non-finite one is shown as not measured.
         matching: Rule that pairs predicted with true targets for Pd and Fa, e.g. `nearest`; boxes have their own.
         label: Name shown; empty for the usual name of the method.
         sizes: Pd by area of the target, from small to large; empty when not counted.
         curve: Pd against Fa over the threshold, None where undefined; None when not measured.
+        by_class: Scores of each class, in the order of class ids; empty when not counted.
     """
 
     method: str
@@ -59,6 +61,7 @@ class ScoreRow:
     label: str = ""
     sizes: Sequence[SizeBin] = ()
     curve: RocCurve | None = None
+    by_class: Sequence[Mapping[str, float | None]] = ()
 
     @classmethod
     def from_scores(cls, method: str, scores: Mapping[str, Any], label: str = "") -> "ScoreRow":
@@ -67,12 +70,13 @@ class ScoreRow:
         Args:
             method: The method.
             scores: What `fewlabel.metrics.scores.evaluate` returns, as JSON holds it, with the curve under `roc` where
-                one was measured.
+                one was measured; or what `fewlabel.metrics.instances.instance_compute` returns.
             label: See the class.
         """
         numbers = {key: float(value) for key, value in scores.items() if isinstance(value, int | float)}
         matching = str(scores.get("matching", "nearest"))
-        return cls(method, numbers, matching, label, scores.get("Pd_by_area", ()), scores.get("roc"))
+        sizes, classes = scores.get("Pd_by_area", ()), scores.get("by_class", ())
+        return cls(method, numbers, matching, label, sizes, scores.get("roc"), classes)
 
     @property
     def name(self) -> str:
@@ -239,24 +243,18 @@ class Doubt:
 
 
 @dataclass(frozen=True)
-class ReportData:
-    """Everything that a report shows. All text is escaped on the page; whatever is empty or None is left out.
+class RunReport:
+    """What the reports of all methods hold. All text is escaped on the page; whatever is empty or None is left out.
 
     Attributes:
         title: Heading of the page, e.g. the name of the run.
         recipe: The recipe as YAML text.
         facts: The data set and its split.
         student: Name of the student network, e.g. `acm`.
-        boxes: Whether the student gives boxes.
-        sam: Name of the SAM that was adapted; `nano` (or a name that starts with `nano`) is the embedded one.
+        sam: Name of the SAM of the run; `nano` (or a name that starts with `nano`) is the embedded one.
         scores: Score rows in the order of the table.
-        pseudo_labels: Outcome of the labelling stage, or None when there was none.
-        doubts: Labelled images that are worth another look, the most doubtful first.
         curves: By training name: the records of its log.jsonl, `{"step", "lr", "loss", ...}` and
             `{"step", "val": {...}}` in any mixture.
-        router: What the router chose, or None.
-        operators: Names of the examples' priors, in order; missing ones are numbered.
-        examples: Images with all intermediate results; about eight keep the page below 5 MB.
         stages: Wall-clock time of each stage.
         versions: Software names and versions.
         hardware: One line on the machine.
@@ -269,16 +267,31 @@ class ReportData:
     facts: DataFacts
     student: str
     sam: str
-    boxes: bool = False
     scores: Sequence[ScoreRow] = ()
-    pseudo_labels: PseudoLabels | None = None
-    doubts: Sequence[Doubt] = ()
     curves: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
-    router: RouterWeights | None = None
-    operators: Sequence[str] = ()
-    examples: Sequence[Example] = ()
     stages: Sequence[StageTime] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
     hardware: str = ""
     notes: Sequence[str] = ()
     created: str = ""
+
+
+@dataclass(frozen=True)
+class ReportData(RunReport):
+    """Everything that the report of small targets shows.
+
+    Attributes:
+        boxes: Whether the student gives boxes.
+        pseudo_labels: Outcome of the labelling stage, or None when there was none.
+        doubts: Labelled images that are worth another look, the most doubtful first.
+        router: What the router chose, or None.
+        operators: Names of the examples' priors, in order; missing ones are numbered.
+        examples: Images with all intermediate results; about eight keep the page below 5 MB.
+    """
+
+    boxes: bool = False
+    pseudo_labels: PseudoLabels | None = None
+    doubts: Sequence[Doubt] = ()
+    router: RouterWeights | None = None
+    operators: Sequence[str] = ()
+    examples: Sequence[Example] = ()

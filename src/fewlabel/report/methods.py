@@ -8,6 +8,8 @@ METHODS: Mapping[str, str] = {
     "mean-teacher": "Mean teacher",
     "teacher": "Teacher (SAM + adapter)",
     "fewlabel": "fewlabel",
+    "guided-distillation": "Guided distillation",
+    "smaller": "Smaller student",
     "all-labels": "All labels",
 }
 """Methods with a name of their own."""

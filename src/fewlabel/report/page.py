@@ -1,7 +1,7 @@
 """The report of a run: one HTML file that needs no network, no script and no other file."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +9,14 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from fewlabel.core.files import write_text
 from fewlabel.core.progress import duration
-from fewlabel.report.charts import Line, line_chart, loss_chart, validation_chart
+from fewlabel.report.charts import Line, line_chart, loss_chart, parts_chart, validation_chart
 from fewlabel.report.contents import (
     DataFacts,
     Example,
     PseudoLabels,
     ReportData,
     RouterWeights,
+    RunReport,
     ScoreRow,
     StageTime,
 )
@@ -36,16 +37,18 @@ __all__ = [
     "write",
 ]
 
-METRICS = (
+Metric = tuple[str, str, str, bool]
+"""Key, name, unit, and whether higher is better."""
+METRICS: tuple[Metric, ...] = (
     ("IoU", "IoU", "%", True),
     ("nIoU", "nIoU", "%", True),
     ("hIoU", "hIoU", "%", True),
     ("Pd", "Pd", "%", True),
     ("Fa", "Fa", "per 10⁶ px", False),
 )
-"""Key, name, unit, and whether higher is better."""
-BOX_METRICS = tuple((key, key, "%", True) for key in ("AP50", "AP", "AR50", "precision", "recall"))
-"""The same for students that give boxes."""
+"""Of students that give a probability for each pixel."""
+BOX_METRICS: tuple[Metric, ...] = tuple((key, key, "%", True) for key in ("AP50", "AP", "AR50", "precision", "recall"))
+"""Of students that give boxes."""
 
 
 def build(data: ReportData) -> str:
@@ -64,7 +67,7 @@ def build(data: ReportData) -> str:
         verdict=judge(data.scores),
         warning=label_warning(data.pseudo_labels),
         sam=sam_line(data.sam),
-        scores=score_table(data),
+        scores=score_table(data.scores, BOX_METRICS if data.boxes else METRICS),
         qualities=(*BOX_METRICS, *METRICS) if data.boxes else METRICS,
         sizes=size_table(data.scores, data.pseudo_labels),
         roc=roc(data.scores),
@@ -100,23 +103,23 @@ def number(value: float | None, digits: int = 1) -> str:
     return "–" if value is None or not math.isfinite(value) else f"{value:,.{digits}f}"
 
 
-def score_table(data: ReportData) -> dict[str, Any]:
+def score_table(scores: Sequence[ScoreRow], metrics: Sequence[Metric]) -> dict[str, Any]:
     """Rows for the score table, each cell with its share of a bar.
 
     Args:
-        data: What the report says.
+        scores: The methods in the order of the table.
+        metrics: The columns, the one that methods are compared by first.
 
     Returns:
-        `metrics`: the columns, the one that methods are compared by first; `rows`: name, method, matching, difference
+        `metrics`: the columns; `rows`: name, method, matching, difference
         in that one to labels only (None where that is unknown or the row itself), and per metric the value (None when
         not measured) and the bar's length in percent: of 100 % for the shares, of the highest value for Fa.
     """
-    metrics = BOX_METRICS if data.boxes else METRICS
     main = metrics[0][0]
-    highest = max((value for row in data.scores if (value := score(row, "Fa")) is not None), default=0.0)
-    base = next((score(row, main) for row in data.scores if row.method == "labels-only"), None)
+    highest = max((value for row in scores if (value := score(row, "Fa")) is not None), default=0.0)
+    base = next((score(row, main) for row in scores if row.method == "labels-only"), None)
     rows = []
-    for row in data.scores:
+    for row in scores:
         cells = []
         for key, _, _, _ in metrics:
             value = score(row, key)
@@ -136,14 +139,23 @@ def outcomes(labels: PseudoLabels | None) -> list[dict[str, Any]]:
     return [{"kind": kind, "count": n, "share": 100 * n / labels.proposed} for kind, n in counts.items()]
 
 
-def curves(data: ReportData) -> list[dict[str, Any]]:
-    """Charts of each training that logged something: name, loss chart, validation chart and its sentence."""
+def curves(data: RunReport, parts: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Charts of each training that logged something.
+
+    Args:
+        data: What the report says.
+        parts: Terms of the loss that are drawn as well, where they were logged.
+
+    Returns:
+        Name, loss chart, chart of the loss's parts with its lines or None, validation chart and its sentence.
+    """
     drawn = []
     for name, records in data.curves.items():
-        loss = loss_chart(name, records)
+        loss, terms = loss_chart(name, records), parts_chart(name, records, parts)
         validation, text = validation_chart(name, records)
         if loss or validation:
-            drawn.append({"name": method_name(name), "loss": loss, "validation": validation, "text": text})
+            shown = {"name": method_name(name), "loss": loss, "parts": terms}
+            drawn.append(shown | {"validation": validation, "text": text})
     return drawn
 
 

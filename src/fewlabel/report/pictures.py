@@ -186,21 +186,24 @@ def reduce_levels(levels: np.ndarray, factor: int) -> np.ndarray:
     return np.asarray(blocks.max(axis=(1, 3)))
 
 
-def outline(mask: np.ndarray) -> str:
+def outline(mask: np.ndarray, top: int = 0, left: int = 0) -> str:
     """SVG path along the pixel edges between a mask and its surroundings.
 
     Args:
         mask: bool (H, W).
+        top: Row of the picture that the mask begins at.
+        left: Column of the picture likewise.
 
     Returns:
-        Horizontal and vertical strokes in pixel-edge coordinates (x right, y down; pixel (r, c) covers [c, c + 1] x
-        [r, r + 1]); edges on the border of the array are drawn too. Empty for an empty mask.
+        Horizontal and vertical strokes in pixel-edge coordinates (x right, y down; pixel (r, c) of the picture
+        covers [c, c + 1] x [r, r + 1]); edges on the border of the array are drawn too. Empty for an empty mask.
     """
     padded = np.pad(mask.astype(bool), 1)
     across = padded[1:, 1:-1] != padded[:-1, 1:-1]  # (H + 1, W): edge above row r
     along = padded[1:-1, 1:] != padded[1:-1, :-1]  # (H, W + 1): edge left of column c
-    strokes = [f"M{start} {y}h{length}" for y, row in enumerate(across) for start, length in _runs(row)]
-    strokes += [f"M{x} {start}v{length}" for x, column in enumerate(along.T) for start, length in _runs(column)]
+    strokes = [f"M{left + start} {top + y}h{length}" for y, row in enumerate(across) for start, length in _runs(row)]
+    for x, column in enumerate(along.T, left):
+        strokes += [f"M{x} {top + start}v{length}" for start, length in _runs(column)]
     return "".join(strokes)
 
 

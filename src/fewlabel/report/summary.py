@@ -19,6 +19,11 @@ OTHERS = {
         ("recall", 1, "\u00a0%", "recall"),
         ("precision", 1, "\u00a0%", "precision"),
     ),
+    "AP": (
+        ("AP50", 1, "\u00a0%", "AP50"),
+        ("AP75", 1, "\u00a0%", "AP75"),
+        ("boundary_AP", 1, "\u00a0%", "boundary AP"),
+    ),
 }
 """By the main metric: key, sign (1 where higher is better), unit and name of those that may tell another story."""
 
@@ -45,8 +50,8 @@ class Verdict:
     Attributes:
         tone: `better`, `worse` or `level` against labels only; `unknown` when one of the two was not measured.
         headline: One sentence.
-        details: Further sentences: the other metrics, the gap to all labels, the caution about one seed.
-        metric: The main metric: `IoU`, or `AP50` of students that give boxes.
+        details: Further sentences: rivals, the other metrics, the gap to all labels, the caution about one seed.
+        metric: The main metric: `IoU`, `AP50` of students that give boxes, `AP` of those that give objects.
         value: That of fewlabel in percent, or None.
         differences: fewlabel against each other row that has it.
     """
@@ -66,15 +71,18 @@ def score(row: ScoreRow | None, metric: str) -> float | None:
 
 
 def main_metric(rows: Sequence[ScoreRow]) -> str:
-    """What methods are compared by: `AP50` where the students give boxes, else `IoU`."""
+    """What methods are compared by: `AP` of objects, `AP50` where the students give boxes, else `IoU`."""
+    if any("boundary_AP" in row.metrics for row in rows):
+        return "AP"
     return "AP50" if any("AP50" in row.metrics for row in rows) else "IoU"
 
 
-def judge(rows: Sequence[ScoreRow]) -> Verdict:
+def judge(rows: Sequence[ScoreRow], rivals: Sequence[str] = ()) -> Verdict:
     """Compare `fewlabel` with the other rows, by the main metric on the test images.
 
     Args:
         rows: Score rows; of rows with the same method the first counts.
+        rivals: Methods that get a sentence of their own, whoever is higher.
 
     Returns:
         The verdict. It is `better` or `worse` only when the difference to `labels-only` shows in one decimal.
@@ -88,12 +96,13 @@ def judge(rows: Sequence[ScoreRow]) -> Verdict:
     differences = () if value is None else _differences(metric, value, rows)
     if value is None:
         return Verdict("unknown", "This run holds no score of a fewlabel student.", (), metric, None, differences)
+    others = _rivals(metric, by_method, rivals, value)
     if ours is None or base is None or low is None:
         text = (
             f"The fewlabel student reached an {metric} of {value:.1f}\u00a0%; without a student trained on the labels "
             "only, nothing can be said about the gain."
         )
-        return Verdict("unknown", text, (), metric, value, differences)
+        return Verdict("unknown", text, tuple(others), metric, value, differences)
 
     gain = value - low
     values = f"({value:.1f}\u00a0% against {low:.1f}\u00a0%)"
@@ -106,7 +115,8 @@ def judge(rows: Sequence[ScoreRow]) -> Verdict:
     else:
         tone = "worse"
         text = f"fewlabel did not beat training on the labels only: it lost {-gain:.1f} points of {metric} {values}."
-    details = [*_other_metrics(metric, ours, base, gain), *_other_baselines(metric, by_method, value)]
+    details = [*others, *_other_metrics(metric, ours, base, gain)]
+    details += _other_baselines(metric, by_method, value, rivals)
     if high is not None and high - low >= LEVEL and gain >= LEVEL:
         if value < high:
             details.append(
@@ -114,6 +124,8 @@ def judge(rows: Sequence[ScoreRow]) -> Verdict:
             )
         else:
             details.append(f"It also reached the student that was trained on all labels ({high:.1f}\u00a0%).")
+    elif high is not None:
+        details.append(f"The student that was trained on all labels reached {high:.1f}\u00a0%.")
     details.append(
         "This is one split and one seed: how far such a difference moves between seeds cannot be seen from one run."
     )
@@ -144,9 +156,23 @@ def _other_metrics(main: str, ours: ScoreRow, base: ScoreRow, gain: float) -> li
     return [f"{'Not everything improved' if worse else 'Not everything got worse'}: {'; '.join(against)}."]
 
 
-def _other_baselines(metric: str, by_method: dict[str, ScoreRow], value: float) -> list[str]:
-    """Name each further row, all labels apart, that did better than fewlabel."""
-    skipped = {"fewlabel", "labels-only", "all-labels"}
+def _rivals(metric: str, by_method: dict[str, ScoreRow], rivals: Sequence[str], value: float) -> list[str]:
+    """How far fewlabel is from each of some methods."""
+    sentences = []
+    for row in (by_method[method] for method in rivals if method in by_method):
+        if (other := score(row, metric)) is None:
+            continue
+        gain = value - other
+        points = f"{abs(gain):.1f} points {'above' if gain > 0 else 'below'}" if abs(gain) >= LEVEL else "level with"
+        sentences.append(f"{row.name} reached {other:.1f}\u00a0%: fewlabel is {points} it.")
+    return sentences
+
+
+def _other_baselines(
+    metric: str, by_method: dict[str, ScoreRow], value: float, rivals: Sequence[str] = ()
+) -> list[str]:
+    """Name each further row, all labels and those with a sentence apart, that did better than fewlabel."""
+    skipped = {"fewlabel", "labels-only", "all-labels", *rivals}
     better = [
         f"{row.name} ({other:.1f}\u00a0%)"
         for method, row in by_method.items()

@@ -75,7 +75,7 @@ def collect(recipe: Recipe, folder: RunFolder, dataset: Dataset, split: Split) -
         router=_router(folder, dataset, split, teacher),
         operators=prior_names(teacher),
         examples=_examples(recipe, folder, dataset, split, teacher),
-        stages=_stage_times(folder),
+        stages=stage_times(folder),
         versions={"fewlabel": __version__, **{name: version(name) for name in LIBRARIES}},
         hardware=(folder.manifest("eval") or {}).get("machine", ""),
         notes=(METHOD_NOTE,),
@@ -106,7 +106,7 @@ def _curves(recipe: Recipe, folder: RunFolder) -> dict[str, list[dict[str, Any]]
     return {name: read_log(path) for name, path in logs.items()}
 
 
-def _stage_times(folder: RunFolder) -> list[StageTime]:
+def stage_times(folder: RunFolder) -> list[StageTime]:
     done = [(stage, folder.manifest(stage)) for stage in folder.plan.stages]
     return [StageTime(stage, found["seconds"], found["peak_rss_mb"]) for stage, found in done if found is not None]
 

@@ -16,12 +16,12 @@ from fewlabel.data.instance_crops import padded
 from fewlabel.data.split import Split
 from fewlabel.data.views import View, colours
 from fewlabel.metrics.instances import MaskQuality, mask_quality
-from fewlabel.pipeline.collect import LIBRARIES, spread
+from fewlabel.pipeline.collect import LIBRARIES, spread, stage_times
 from fewlabel.pipeline.folder import RunFolder
 from fewlabel.pipeline.instance_scoring import load_network, method_folder
 from fewlabel.pipeline.instance_stages import PLAIN_TEACHER, class_count, frozen_sam
 from fewlabel.recipe import InstanceMethod, InstanceRecipe, dump_recipe
-from fewlabel.report.contents import DataFacts, ScoreRow, StageTime
+from fewlabel.report.contents import DataFacts, ScoreRow
 from fewlabel.report.instances import InstanceReport
 from fewlabel.report.objects import ObjectPanel, ObjectPicture
 from fewlabel.s4m.batches import torch_generator
@@ -56,7 +56,6 @@ def collect(recipe: InstanceRecipe, folder: RunFolder, dataset: Dataset, split: 
     """
     scored = read_json(folder.stage("eval") / "scores.json")
     evaluated = folder.manifest("eval") or {}
-    done = [(stage, folder.manifest(stage)) for stage in folder.plan.stages]
     ships: InstanceMethod = "fewlabel" if recipe.smaller is None else "smaller"
     guided = ("fewlabel", "smaller")
     return InstanceReport(
@@ -67,7 +66,7 @@ def collect(recipe: InstanceRecipe, folder: RunFolder, dataset: Dataset, split: 
         sam=recipe.sam if recipe.asks_sam else "",
         scores=[ScoreRow.from_scores(method, scores) for method, scores in scored["methods"].items()],
         curves=_curves(recipe, folder),
-        stages=[StageTime(stage, found["seconds"], found["peak_rss_mb"]) for stage, found in done if found is not None],
+        stages=stage_times(folder),
         versions={"fewlabel": __version__, **{name: version(name) for name in LIBRARIES}},
         hardware=evaluated.get("machine", ""),
         notes=(METHOD_NOTE,),

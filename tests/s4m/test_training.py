@@ -13,7 +13,7 @@ from fewlabel.core.types import Instances
 from fewlabel.data.instance_crops import CropConfig, Record, RecordPool
 from fewlabel.data.synth.objects import ObjectsConfig, render
 from fewlabel.metrics.instances import InstanceMetric
-from fewlabel.s4m.batches import draw_views, seed_of, stacked
+from fewlabel.s4m.batches import Ahead, draw_views, seed_of, stacked
 from fewlabel.s4m.guidance import CollapseAlarm, Guidance
 from fewlabel.s4m.network import InstanceSegmenter, NetworkConfig
 from fewlabel.s4m.predict import find_objects
@@ -172,6 +172,26 @@ def test_views_depend_on_seed_step_and_stream(pool):
     assert not torch.equal(one, other)
     seeds = {seed_of(*args) for args in [(0, 0, "points"), (0, 1, "points"), (1, 0, "points"), (0, 0, "paste")]}
     assert len(seeds | {seed_of(0, 0, "points", 1)}) == 5
+
+
+def test_what_is_made_ahead_is_what_is_asked_for():
+    made = []
+
+    def make(step):
+        made.append(step)
+        return step * 10
+
+    ahead = Ahead(make)
+    assert [ahead(step) for step in (0, 1, 2, 7, 8, 1)] == [0, 10, 20, 70, 80, 10]
+    ahead(2)
+    assert made[:4] == [0, 1, 2, 3]
+    assert made.count(1) == 2  # the second time after a jump
+
+    def broken(step):
+        raise ValueError(step)
+
+    with pytest.raises(ValueError, match="4"):
+        Ahead(broken)(4)
 
 
 def test_the_alarm_sounds_once_after_a_silent_epoch(capsys):

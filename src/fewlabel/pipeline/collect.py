@@ -107,6 +107,7 @@ def _curves(recipe: Recipe, folder: RunFolder) -> dict[str, list[dict[str, Any]]
 
 
 def stage_times(folder: RunFolder) -> list[StageTime]:
+    """Time and memory of the stages that are done."""
     done = [(stage, folder.manifest(stage)) for stage in folder.plan.stages]
     return [StageTime(stage, found["seconds"], found["peak_rss_mb"]) for stage, found in done if found is not None]
 

@@ -193,7 +193,7 @@ class RunFolder:
                 else:
                     ranks.first_only(lambda: work(folder))
         except FewlabelError:
-            if stage not in self.plan.costly:
+            if stage not in self.plan.costly and ranks.is_first():
                 shutil.rmtree(folder, ignore_errors=True)
             raise
         ranks.first_only(lambda: self._finish(stage, started, recipe, spent()))

@@ -92,7 +92,7 @@ class InstanceRun(StagedRun):
             self._train_one(method, guiding, out, inputs)
 
     def _eval(self, out: Path) -> None:
-        evaluate(self.recipe, self.dataset, self.split, self.folder, out)
+        evaluate(self.recipe, self.dataset, self.split, self.folder, out, device=self.device)
 
     def _report(self, out: Path) -> None:
         write_report(collect(self.recipe, self.folder, self.dataset, self.split), out / "report.html")

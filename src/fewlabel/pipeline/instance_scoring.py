@@ -37,7 +37,9 @@ def load_network(recipe: InstanceRecipe, folder: RunFolder, method: InstanceMeth
     return trained_network(recipe, config, classes, method_folder(folder, method))
 
 
-def evaluate(recipe: InstanceRecipe, dataset: Dataset, split: Split, folder: RunFolder, out: Path) -> None:
+def evaluate(
+    recipe: InstanceRecipe, dataset: Dataset, split: Split, folder: RunFolder, out: Path, *, device: str = "cpu"
+) -> None:
     """Score every network on the test list; writes scores.json, numbers that are not known as null.
 
     Without a test list no network is scored, which the score table says.
@@ -45,7 +47,7 @@ def evaluate(recipe: InstanceRecipe, dataset: Dataset, split: Split, folder: Run
     classes = class_count(dataset)
     scores: dict[str, Any] = {}
     for method in recipe.methods if split.test else ():
-        network = load_network(recipe, folder, method, classes)
+        network = load_network(recipe, folder, method, classes).to(device)
         scores[method] = score(network, dataset, track(split.test, f"test {method}"), recipe.eval.side).compute()
     write_json(out / "scores.json", _known({"methods": scores, "classes": list(dataset.classes)}))
 

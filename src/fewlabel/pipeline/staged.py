@@ -114,7 +114,7 @@ class StagedRun:
                 if ranks.is_first() and (text := self.said(stage, stage == until)):
                     print(text, flush=True)
         except FewlabelError:
-            if not there_before:
+            if not there_before and ranks.is_first():
                 with suppress(OSError):  # not there, or no longer empty
                     self.path.rmdir()
             raise
@@ -122,7 +122,7 @@ class StagedRun:
     def _do(self, stage: Stage) -> None:
         """Do one stage, whose needs are done, and say so."""
         inputs, action = self._work()[stage]
-        settings = inputs()
+        settings = ranks.first_only(inputs)  # hashes the data's files: once is enough, and all go by one answer
         fingerprint = self.folder.fingerprint(stage, settings)
         values = self.recipe.model_dump(mode="json")
         done_now = self.folder.run_stage(stage, fingerprint, action, settings=settings, recipe=values, redo=self.redo)

@@ -1,8 +1,9 @@
 """Batches of views: what a step sees is a pure function of its numbers, so that a killed training goes on exactly."""
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from typing import Literal
+from typing import Generic, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -11,6 +12,9 @@ from torch import Tensor
 from fewlabel.data.instance_crops import CropConfig, Record, crop_view
 from fewlabel.data.photometric import Strength, vary
 from fewlabel.data.views import View
+from fewlabel.training import ranks
+
+Item = TypeVar("Item")
 
 Draw = Callable[[int, np.random.Generator], list[Record]]
 """Where a training gets its images: `(n, generator) -> n records`, random by the generator alone."""
@@ -43,6 +47,34 @@ def draw_views(draw: Draw, count: int, crops: CropConfig, seed: int, step: int, 
     """The crops of one step, `(3, S, S)` each; a pure function of the arguments."""
     rng = np.random.default_rng([seed, step, STREAMS[stream]])
     return [crop_view(record, crops, rng) for record in draw(count, rng)]
+
+
+class Ahead(Generic[Item]):
+    """A pure function of the step whose next value is made in a thread while the present one is used.
+
+    Crops are cut on the CPU and would otherwise keep a GPU waiting. The function draws from generators of its own,
+    never from torch's global one, which the other thread uses.
+    """
+
+    def __init__(self, make: Callable[[int], Item]) -> None:
+        """Make nothing yet.
+
+        Args:
+            make: `step -> value`; called from one thread at a time.
+        """
+        self._make = make
+        self._thread = ThreadPoolExecutor(1)
+        self._next: tuple[int, Future[Item]] | None = None
+
+    def __call__(self, step: int) -> Item:
+        """The value of a step; that of this rank's next step is begun."""
+        if self._next is not None and self._next[0] == step:
+            value = self._next[1].result()
+        else:
+            value = self._thread.submit(self._make, step).result()
+        later = step + ranks.size()
+        self._next = later, self._thread.submit(self._make, later)
+        return value
 
 
 def recoloured(views: Sequence[View], strength: Strength, seed: int) -> list[View]:

@@ -18,14 +18,13 @@ from torch.func import functional_call
 
 from fewlabel.core.files import sha256_json
 from fewlabel.data.instance_crops import CropConfig
-from fewlabel.data.views import View
-from fewlabel.s4m.batches import Draw, draw_views, recoloured, seed_of, stacked
+from fewlabel.s4m.batches import Ahead, Draw, draw_views, recoloured, seed_of, stacked
 from fewlabel.s4m.guidance import CollapseAlarm, Guidance, figures, guide, pasted
 from fewlabel.s4m.network import InstanceSegmenter, Outputs
 from fewlabel.s4m.paste import PasteConfig
 from fewlabel.s4m.pseudo import FilterConfig
 from fewlabel.s4m.refine import RefineConfig
-from fewlabel.s4m.teacher import InstanceLoopConfig, labelled_views, slow_parts
+from fewlabel.s4m.teacher import InstanceLoopConfig, Labelled, slow_parts
 from fewlabel.sam.promptable import PromptableSegmenter
 from fewlabel.training.checkpoint import weights_sha256
 from fewlabel.training.ema import BurnInEma
@@ -65,11 +64,6 @@ class Unlabelled:
     images: int
     guiding: InstanceSegmenter
     sam: PromptableSegmenter | None = None
-
-
-def unlabelled_views(draw: Draw, config: StudentConfig, crops: CropConfig, seed: int, step: int) -> list[View]:
-    """The unlabelled crops of one step as recorded, a pure function of the arguments."""
-    return draw_views(draw, config.batch, crops, seed, step, "unlabelled")
 
 
 @contextmanager
@@ -132,9 +126,10 @@ def train_student(
     ema = BurnInEma(network.to(device), config.ema, config.burn_in)
     more = unlabelled if config.unlabelled_weight else None
     guided = None if more is None else Guide(network, ema, more, config, crops, seed, device)
+    known = Labelled(labelled, config, crops, seed, device)
 
     def step_loss(model: nn.Module, step: int) -> dict[str, Tensor]:
-        views = [view.to(device) for view in labelled_views(labelled, config, crops, seed, step)]
+        views = known(step)
         terms = network.loss_terms(network(stacked(views)), views)
         if guided is None:
             return terms
@@ -145,8 +140,7 @@ def train_student(
         return {**terms, "loss": total, "unlabelled": loss, **figures(guidance, device)}
 
     def describe(step: int) -> str:
-        drawn = labelled_views(labelled, config, crops, seed, step)
-        drawn += [] if more is None else unlabelled_views(more.draw, config, crops, seed, step)
+        drawn = [*known(step), *([] if guided is None else guided.views(step))]
         return f"crops of {', '.join(view.id for view in drawn)}"
 
     hashes = [] if more is None else [weights_sha256(part) for part in (more.guiding, more.sam) if part is not None]
@@ -191,15 +185,14 @@ class Guide:
             if part is not None:
                 part.to(device).eval().requires_grad_(False)
         self.student, self.ema, self.unlabelled = student, ema, unlabelled
-        self.config, self.crops, self.seed, self.device = config, crops, seed, device
+        self.config, self.seed, self.device = config, seed, device
+        self.views = Ahead(lambda step: draw_views(unlabelled.draw, config.batch, crops, seed, step, "unlabelled"))
         self.alarm = CollapseAlarm(unlabelled.images)
 
     def __call__(self, step: int) -> Guidance:
         """The unlabelled views of a step, a pure function of the step and the networks' weights."""
         config, seed = self.config, self.seed
-        views = [
-            view.to(self.device) for view in unlabelled_views(self.unlabelled.draw, config, self.crops, seed, step)
-        ]
+        views = [view.to(self.device) for view in self.views(step)]
         seen = recoloured(views, "weak", seed_of(seed, step, "weak colours", 1)) if config.colours else views
         outputs = teacher_outputs(self.student, self.ema, self.unlabelled.guiding, stacked(seen))
         found = guide(outputs, views, config.filter, config.refine, self.unlabelled.sam, seed, step)

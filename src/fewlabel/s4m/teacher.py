@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fewlabel.core.files import sha256_json
 from fewlabel.data.instance_crops import CropConfig
 from fewlabel.data.views import View
-from fewlabel.s4m.batches import Draw, draw_views, recoloured, seed_of, stacked
+from fewlabel.s4m.batches import Ahead, Draw, draw_views, recoloured, seed_of, stacked
 from fewlabel.s4m.network import InstanceSegmenter
 from fewlabel.s4m.similarity import similarity_loss
 from fewlabel.s4m.similarity_targets import SamSimilarity, SimilarityCache
@@ -43,10 +43,28 @@ class TeachConfig(InstanceLoopConfig):
     points: int = Field(default=128, ge=1, description="Prompts to SAM for each image.")
 
 
-def labelled_views(draw: Draw, config: InstanceLoopConfig, crops: CropConfig, seed: int, step: int) -> list[View]:
-    """The labelled crops of one step, a pure function of the arguments."""
-    views = draw_views(draw, config.batch, crops, seed, step, "labelled")
-    return recoloured(views, "weak", seed_of(seed, step, "weak colours")) if config.colours else views
+class Labelled:
+    """The labelled crops of each step, a pure function of the step."""
+
+    def __init__(
+        self, draw: Draw, config: InstanceLoopConfig, crops: CropConfig, seed: int, device: str | torch.device
+    ) -> None:
+        """Draw nothing yet.
+
+        Args:
+            draw: `(n, generator) -> n records` of labelled images.
+            config: Gives their number, and whether colours vary.
+            crops: Geometry.
+            seed: Of the training.
+            device: Where the views go.
+        """
+        self._colours, self._seed, self._device = config.colours, seed, device
+        self._views = Ahead(lambda step: draw_views(draw, config.batch, crops, seed, step, "labelled"))
+
+    def __call__(self, step: int) -> list[View]:
+        """The views of a step, on the device."""
+        views = [view.to(self._device) for view in self._views(step)]
+        return recoloured(views, "weak", seed_of(self._seed, step, "weak colours")) if self._colours else views
 
 
 def teach(
@@ -94,8 +112,10 @@ def teach(
         asked = weights_sha256(sam)
         structure = cache.similarity(sam, config.points, asked) if cache else SamSimilarity(sam, config.points)
 
+    labelled = Labelled(draw, config, crops, seed, device)
+
     def step_loss(model: nn.Module, step: int) -> dict[str, Tensor]:
-        views = [view.to(device) for view in labelled_views(draw, config, crops, seed, step)]
+        views = labelled(step)
         outputs = network(stacked(views))
         terms = network.loss_terms(outputs, views)
         if structure is None:
@@ -119,7 +139,7 @@ def teach(
         fingerprint=sha256_json([fingerprint, crops.model_dump(mode="json"), asked, cache is not None]),
         validate=validate,
         validate_every=validate_every,
-        describe=lambda step: f"crops of {', '.join(v.id for v in labelled_views(draw, config, crops, seed, step))}",
+        describe=lambda step: f"crops of {', '.join(view.id for view in labelled(step))}",
         slow=slow_parts(network),
     )
 

@@ -6,32 +6,42 @@ written by the first rank alone.
 
 import os
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from fewlabel.core.errors import FewlabelError
+from fewlabel.core.errors import FewlabelError, first_line
 
 Value = TypeVar("Value")
 
 BUCKET = 2**26  # most bytes of gradients that travel in one message
+PATIENCE = timedelta(days=7)  # how long ranks wait for the first, which reads, checks and scores whole data sets alone
 
 
 def join() -> str | None:
     """Join the other processes, if this one was started as one of several.
+
+    Who started it says so in the environment: `RANK`, `LOCAL_RANK`, `WORLD_SIZE`, `MASTER_ADDR` and `MASTER_PORT`, as
+    `accelerate launch` and `torchrun` set them. `ACCELERATE_USE_CPU` leaves GPUs alone.
 
     Returns:
         The device that is this process's own; None where it is alone.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         return None
-    from accelerate import PartialState
-
-    # transformers' loss counts the objects of all ranks once this state is there.
-    device = PartialState(cpu=not torch.cuda.is_available()).device
-    return "cpu" if device.type == "cpu" else str(device)
+    if not torch.cuda.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1"):
+        device, backend = "cpu", "gloo"
+    else:
+        device, backend = f"cuda:{os.environ.get('LOCAL_RANK', '0')}", "cpu:gloo,cuda:nccl"
+        torch.cuda.set_device(device)
+    # Not by accelerate's PartialState: where it is there, transformers' loss of Mask2Former takes the mean number of
+    # objects over the ranks and divides it by their number again, so that masks weigh too much.
+    if not dist.is_initialized():
+        dist.init_process_group(backend, timeout=PATIENCE)
+    return device
 
 
 def size() -> int:
@@ -69,7 +79,9 @@ def first_only(work: Callable[[], Value]) -> Value:
         try:
             told = [work(), None]
         except BaseException as error:  # the others must not wait for ever, whatever went wrong
-            failure, told = error, [None, error if isinstance(error, FewlabelError) else FewlabelError(str(error))]
+            failure = error
+            sentence = FewlabelError(f"The first process failed ({first_line(error)}); what it says tells why.")
+            told = [None, error if isinstance(error, FewlabelError) else sentence]
     dist.broadcast_object_list(told, src=0)
     if failure is not None:
         raise failure

@@ -181,11 +181,12 @@ def test_what_is_made_ahead_is_what_is_asked_for():
         made.append(step)
         return step * 10
 
-    ahead = Ahead(make)
-    assert [ahead(step) for step in (0, 1, 2, 7, 8, 1)] == [0, 10, 20, 70, 80, 10]
-    ahead(2)
-    assert made[:4] == [0, 1, 2, 3]
-    assert made.count(1) == 2  # the second time after a jump
+    for depth in (1, 3):
+        made.clear()
+        ahead = Ahead(make, depth)
+        assert [ahead(step) for step in (0, 1, 2, 7, 8, 1)] == [0, 10, 20, 70, 80, 10]
+        assert made.count(1) == 2  # the second time after a jump
+        assert made.count(8) == 1
 
     def broken(step):
         raise ValueError(step)

@@ -13,7 +13,7 @@ Item = TypeVar("Item")
 class Held(Generic[Item]):
     """A least-recently-used cache: a set larger than memory works, and a small one is loaded once.
 
-    Several threads may ask; one loads at a time.
+    Several threads may ask. Two that want the same item at once both load it.
 
     Args:
         capacity: Most bytes kept, besides the item that was asked for last.
@@ -36,9 +36,11 @@ class Held(Generic[Item]):
             if key in self._items:
                 self._items.move_to_end(key)
                 return self._items[key]
-            item = load()
-            self._items[key] = item
-            self._bytes += self._size(item)
+        item = load()
+        with self._lock:
+            if key not in self._items:
+                self._items[key] = item
+                self._bytes += self._size(item)
             while self._bytes > self._capacity and len(self._items) > 1:
                 self._bytes -= self._size(self._items.popitem(last=False)[1])
-            return item
+        return item

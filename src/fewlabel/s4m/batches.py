@@ -16,6 +16,8 @@ from fewlabel.training import ranks
 
 Item = TypeVar("Item")
 
+DEPTH = 4  # steps whose crops are cut ahead of a GPU
+
 Draw = Callable[[int, np.random.Generator], list[Record]]
 """Where a training gets its images: `(n, generator) -> n records`, random by the generator alone."""
 
@@ -50,31 +52,30 @@ def draw_views(draw: Draw, count: int, crops: CropConfig, seed: int, step: int, 
 
 
 class Ahead(Generic[Item]):
-    """A pure function of the step whose next value is made in a thread while the present one is used.
+    """A pure function of the step whose next values are made in threads while the present one is used.
 
     Crops are cut on the CPU and would otherwise keep a GPU waiting. The function draws from generators of its own,
     never from torch's global one, which the other thread uses.
     """
 
-    def __init__(self, make: Callable[[int], Item]) -> None:
+    def __init__(self, make: Callable[[int], Item], depth: int | None = None) -> None:
         """Make nothing yet.
 
         Args:
-            make: `step -> value`; called from one thread at a time.
+            make: `step -> value`; called from several threads.
+            depth: Steps that are made ahead, each in a thread; by default one beside a CPU, `DEPTH` beside a GPU.
         """
         self._make = make
-        self._thread = ThreadPoolExecutor(1)
-        self._next: tuple[int, Future[Item]] | None = None
+        self._depth = depth if depth is not None else DEPTH if torch.cuda.is_available() else 1
+        self._threads = ThreadPoolExecutor(self._depth)
+        self._begun: dict[int, Future[Item]] = {}
 
     def __call__(self, step: int) -> Item:
-        """The value of a step; that of this rank's next step is begun."""
-        if self._next is not None and self._next[0] == step:
-            value = self._next[1].result()
-        else:
-            value = self._thread.submit(self._make, step).result()
-        later = step + ranks.size()
-        self._next = later, self._thread.submit(self._make, later)
-        return value
+        """The value of a step; those of this rank's next steps are begun."""
+        wanted = [step + k * ranks.size() for k in range(self._depth + 1)]
+        begun = {later: self._begun.get(later) or self._threads.submit(self._make, later) for later in wanted}
+        self._begun = begun
+        return begun.pop(step).result()
 
 
 def recoloured(views: Sequence[View], strength: Strength, seed: int) -> list[View]:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fewlabel.core.errors import RecipeError, RunError
+from fewlabel.core.errors import DataError, RecipeError, RunError
 from fewlabel.core.files import read_json, write_json
 from fewlabel.data.synth.objects import ObjectsConfig
 from fewlabel.data.synth.objects_coco import write_coco_dataset
@@ -154,6 +155,43 @@ def test_a_stage_of_another_method_is_named(recipe_file: Path, tmp_path: Path) -
     run = run_of(load_recipe(recipe_file), tmp_path)
     with pytest.raises(RunError, match="no stage 'label'; its stages are check, split, teach, train, smaller"):
         run.stage("label")
+
+
+def test_one_labelled_image_and_a_class_that_nobody_shows(recipe_file: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(recipe_file.parent / "data", data)
+    for part in ("train", "test"):
+        path = data / "annotations" / f"instances_{part}.json"
+        content = read_json(path)
+        content["categories"].append({"id": 9, "name": "never seen", "supercategory": "none"})
+        content["annotations"] = [item | {"category_id": 1} for item in content["annotations"]]
+        write_json(path, content)
+    few = (f"data.root={data}", "split.fraction=null", "split.count=1", "split.validation_share=0", "compare=[]")
+    short = ("teach.steps=1", "student.steps=1", "smaller=null")
+    run_of(load_recipe(recipe_file, (*few, *short)), tmp_path / "run").execute("eval")
+    scores = read_json(tmp_path / "run" / "eval" / "scores.json")["methods"]["fewlabel"]
+    assert scores["by_class"][2] == dict.fromkeys(scores["by_class"][2]) | {"instances": 0}
+    assert scores["AP"] is not None
+    card = read_json(tmp_path / "run" / "train" / "fewlabel" / "model.json")
+    assert card["classes"][2] == "never seen"
+    assert card["threshold"] == 0.5
+
+
+def test_a_corrupt_image_among_the_unlabelled_is_named_or_listed(recipe_file: Path, tmp_path: Path) -> None:
+    more = tmp_path / "more"
+    more.mkdir()
+    shutil.copy(next((recipe_file.parent / "data" / "images").iterdir()), more / "good.png")
+    (more / "broken.png").write_bytes(b"no picture")
+    changes = (f"data.unlabelled={more}", "split.fraction=null", "split.count=4")
+    with pytest.raises(DataError, match="broken"):
+        run_of(load_recipe(recipe_file, changes), tmp_path / "run").execute("split")
+    with pytest.raises(DataError, match="'all-labels' cannot be trained; remove it from compare"):
+        run_of(load_recipe(recipe_file, changes), tmp_path / "run", keep_going=True).execute("split")
+    changes = (*changes, "compare=[labels-only]")
+    run = run_of(load_recipe(recipe_file, changes), tmp_path / "run", keep_going=True)
+    run.execute("split")
+    assert any("good" in id for id in run.split.unlabelled)
+    assert not any("broken" in id for id in run.split.unlabelled)
 
 
 def test_settings_that_cannot_be_met_are_named(recipe_file: Path) -> None:

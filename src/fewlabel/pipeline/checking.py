@@ -45,7 +45,7 @@ def check(data: DataSection, out: Path | None, *, keep_going: bool, fraction: fl
     return report
 
 
-def split(recipe: CommonRecipe, dataset: Dataset, checked: dict[str, Any], out: Path, *, every_label: bool) -> None:
+def split(recipe: CommonRecipe, dataset: Dataset, checked: dict[str, Any], out: Path, *, every_label: str) -> None:
     """Choose labelled, validation and unlabelled images; writes split.json.
 
     Args:
@@ -53,7 +53,7 @@ def split(recipe: CommonRecipe, dataset: Dataset, checked: dict[str, Any], out: 
         dataset: The data set.
         checked: What the check stage wrote.
         out: Where to write.
-        every_label: Whether a method that needs a label of every training image is compared with.
+        every_label: The recipe's key that asks for a method which needs a label of every training image; empty: none.
 
     Raises:
         DataError: The labelled share holds no target, or `all-labels` is to be compared but masks are missing: both
@@ -81,7 +81,7 @@ def split(recipe: CommonRecipe, dataset: Dataset, checked: dict[str, Any], out: 
     if missing is not None and every_label:
         raise DataError(
             f"Image {missing!r} of {recipe.data.root} has no mask, so 'all-labels' cannot be trained; remove it from"
-            " student.compare."
+            f" {every_label}."
         )
     made.save(out / "split.json")
 

@@ -26,9 +26,9 @@ class InstanceRun(StagedRun):
     recipe: InstanceRecipe
 
     @property
-    def every_label(self) -> bool:
-        """Whether `all-labels` is compared with."""
-        return "all-labels" in self.recipe.compare
+    def every_label(self) -> str:
+        """Where `all-labels` is asked for."""
+        return "compare" if "all-labels" in self.recipe.compare else ""
 
     def said(self, stage: Stage, last: bool) -> str:
         """At the end the scores, and where the report is."""

@@ -30,9 +30,9 @@ class Run(StagedRun):
     recipe: Recipe
 
     @property
-    def every_label(self) -> bool:
-        """Whether `all-labels` is compared with."""
-        return "all-labels" in self.recipe.student.compare
+    def every_label(self) -> str:
+        """Where `all-labels` is asked for."""
+        return "student.compare" if "all-labels" in self.recipe.student.compare else ""
 
     def said(self, stage: Stage, last: bool) -> str:
         """A warning about pseudo-labels that hold nothing; at the end the scores, and where the report is."""

@@ -53,8 +53,8 @@ class StagedRun:
 
     @property
     @abstractmethod
-    def every_label(self) -> bool:
-        """Whether a method that needs a label of every training image is compared with."""
+    def every_label(self) -> str:
+        """The recipe's key that asks for a method which needs a label of every training image; empty: none does."""
 
     @abstractmethod
     def work(self) -> dict[Stage, Work]:
@@ -151,7 +151,7 @@ class StagedRun:
             return {"data": data, "files of the data": self._data_hash(), "masks needed": masks_needed}
 
         def split_inputs() -> dict[str, Any]:
-            return self.settings("split") | {"all-labels compared": self.every_label}
+            return self.settings("split") | {"all-labels compared": bool(self.every_label)}
 
         return {"check": (check_inputs, self._check), "split": (split_inputs, self._split), **self.work()}
 

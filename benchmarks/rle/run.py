@@ -61,7 +61,11 @@ def boxed(labels: np.ndarray, count: int) -> list[rle.Rle]:
     """One encode inside the box of each component, placed into the image."""
     boxes = enumerate(ndimage.find_objects(labels, max_label=count), 1)
     size = (labels.shape[0], labels.shape[1])
-    return [rle.place(encode(labels[ys, xs] == k), ys.start, xs.start, size) for k, (ys, xs) in boxes]
+    parts = ((encode(labels[ys, xs] == k), ys.start, xs.start) for k, (ys, xs) in boxes)
+    return [
+        rle.from_spans(rle.shift(rle.spans(code), code["size"][0], top, left, size[0]), size)
+        for code, top, left in parts
+    ]
 
 
 def one_pass(labels: np.ndarray, count: int) -> list[rle.Rle]:

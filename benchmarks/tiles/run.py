@@ -41,8 +41,8 @@ from fewlabel.core.radiometry import standardise  # noqa: E402
 from fewlabel.core.types import Instances  # noqa: E402
 from fewlabel.data.moments import grey_moments, standardised_rows  # noqa: E402
 from fewlabel.data.pixels import read_image  # noqa: E402
-from fewlabel.data.stitch import stitch  # noqa: E402
-from fewlabel.data.tiles import bands, crops  # noqa: E402
+from fewlabel.data.stitch import over_crops  # noqa: E402
+from fewlabel.data.tiles import Crop, bands  # noqa: E402
 from fewlabel.data.windows import open_windows  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results"
@@ -100,9 +100,11 @@ def by_stitching(path: Path) -> Instances:
     """Instances of each tile, merged."""
     reader = open_windows(path)
     moments = grey_moments(reader)
-    places = crops(*reader.size, TILE, OVERLAP)
-    found = (Instances.from_semantic(moments.standardise(reader.read(*crop)[0]) > CUT) for crop in places)
-    return stitch(reader.size, places, found)
+
+    def find(crop: Crop) -> Instances:
+        return Instances.from_semantic(moments.standardise(reader.read(*crop)[0]) > CUT)
+
+    return over_crops(reader.size, find, TILE, OVERLAP)
 
 
 WAYS: dict[str, Callable[[Path], Instances]] = {"whole": whole, "bands": by_bands, "stitch": by_stitching}

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from scipy import ndimage
 
+from fewlabel.data import augment
 from fewlabel.data.augment import AugmentConfig, Patch, crop, crop_batch, cut, jitter, resize, turned
 
 PLAIN = AugmentConfig(target_probability=0, turns=False, scale_probability=0, gain=0, offset=0, gamma=0, noise=0)
@@ -157,6 +158,19 @@ def test_target_larger_than_the_crop_still_shows():
     rng = np.random.default_rng(0)
     config = PLAIN.model_copy(update={"target_probability": 1.0})
     assert all(crop(patch, 12, rng, config)[1].any() for _ in range(100))
+
+
+def test_one_pixel_of_a_large_target_is_found_band_by_band(monkeypatch):
+    """It is the n-th of all in raster order, however many rows are looked at at once."""
+    rng = np.random.default_rng(0)
+    target = ndimage.binary_dilation(rng.random((90, 70)) < 0.2)
+    box = (3, 5, 88, 66)
+    pixels = np.argwhere(target[3:88, 5:66]) + (3, 5)
+    for band in (512, 17, 1):
+        monkeypatch.setattr(augment, "BAND", band)
+        for seed in range(30):
+            expected = pixels[np.random.default_rng(seed).integers(len(pixels))]
+            assert augment._pixel(target, box, np.random.default_rng(seed)) == tuple(expected)
 
 
 @settings(max_examples=50, deadline=None)

@@ -7,10 +7,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from fewlabel.core.radiometry import standardise
+from fewlabel.core.radiometry import Radiometry, apply, standardise
 from fewlabel.core.types import Image
 from fewlabel.data import moments
-from fewlabel.data.moments import Moments, grey_moments, grey_rows, standardised_rows
+from fewlabel.data.moments import (
+    WHOLE,
+    Moments,
+    grey_moments,
+    grey_rows,
+    prepared_windows,
+    standardised_rows,
+    whole_rows,
+)
 from fewlabel.data.windows import ImageWindows, open_windows
 
 values = hnp.arrays(np.float32, st.integers(1, 30), elements=st.floats(-1e6, 1e6, width=32))
@@ -70,3 +78,34 @@ def test_rows_follow_the_blocks_of_the_file(tmp_path):
     reader.read = lambda top, left, height, width: tops.append(top) or whole(top, left, height, width)
     grey_moments(reader)
     assert tops == [0, 448, 896, 1344]
+
+
+@pytest.mark.parametrize("policy", ["standard", "fixed", "min-max"])
+def test_prepared_windows_are_those_of_the_whole(tmp_path, policy):
+    values = np.random.default_rng(5).normal(-300, 40, (700, 90)).astype(np.float32)
+    values[-1, 3], values[300, 80] = -900, 700
+    tifffile.imwrite(tmp_path / "a.tif", values, rowsperstrip=48, compression="zlib")
+    radiometry = Radiometry(policy="fixed", low=-400, high=0) if policy == "fixed" else Radiometry(policy=policy)
+    windows = prepared_windows(radiometry, open_windows(tmp_path / "a.tif"))
+    whole = apply(radiometry, values)
+    exact = {"rtol": 1e-6, "atol": 1e-6} if policy == "standard" else {"rtol": 0, "atol": 0}
+    for top, left, height, width in ((0, 0, 700, 90), (13, 7, 130, 1), (699, 89, 1, 1), (250, 40, 100, 50)):
+        part = windows(top, left, height, width)
+        assert part.dtype == np.float32
+        np.testing.assert_allclose(part, whole[top : top + height, left : left + width], **exact)
+    rows = whole_rows(windows, 90)
+    np.testing.assert_array_equal(rows(40, 300), windows(40, 0, 260, 90))
+
+
+@pytest.mark.parametrize("policy", ["standard", "min-max"])
+def test_windows_of_an_image_of_one_value_are_zeros(policy):
+    flat = Image("flat", np.full((1, 70, 50), 16000, np.float32))
+    windows = prepared_windows(Radiometry(policy=policy), ImageWindows(flat))
+    np.testing.assert_array_equal(windows(3, 2, 60, 40), np.zeros((60, 40), np.float32))
+
+
+@pytest.mark.parametrize("policy", WHOLE)
+def test_radiometry_that_needs_the_whole_image_has_no_windows(policy):
+    flat = Image("flat", np.zeros((1, 70, 50), np.float32))
+    with pytest.raises(ValueError, match=f"'{policy}' needs the whole image"):
+        prepared_windows(Radiometry(policy=policy), ImageWindows(flat))

@@ -15,7 +15,8 @@ from PIL import Image as Pillow
 from PIL import ImageFile, ImageOps
 
 from fewlabel.core.errors import DataError
-from fewlabel.data.pixels import count_pages, read_image, read_label_map, read_mask, read_page
+from fewlabel.data import pixels
+from fewlabel.data.pixels import FileError, count_pages, read_image, read_label_map, read_mask, read_page
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (9, 13), dtype=np.uint8)
@@ -519,3 +520,18 @@ def test_npy_of_unclear_shape_or_type_is_refused(tmp_path):
     refuses(tmp_path / "a.npy", "117 NaN")
     np.save(tmp_path / "a.npy", np.zeros((100, 100), np.uint8))
     refuses(tmp_path / "a.npy", "100 x 100", max_pixels=9999)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 512])
+def test_masks_are_counted_by_rows(tmp_path, monkeypatch, rows):
+    """What decides how a mask is read may stand in any row."""
+    monkeypatch.setattr(pixels, "_ROWS", rows)
+    soft = np.zeros((9, 5), np.uint8)
+    soft[1, 1], soft[7, 2], soft[8, 3] = 255, 90, 200
+    Pillow.fromarray(soft).save(tmp_path / "soft.png")
+    np.testing.assert_array_equal(pixels.read_mask(tmp_path / "soft.png"), soft >= 128)
+    mixed = np.zeros((9, 5), np.uint8)
+    mixed[1, 1], mixed[8, 3] = 3, 255
+    Pillow.fromarray(mixed).save(tmp_path / "mixed.png")
+    with pytest.raises(FileError, match=r"class numbers \[3\] and also 255"):
+        pixels.read_mask(tmp_path / "mixed.png")

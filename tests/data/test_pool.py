@@ -9,7 +9,7 @@ from PIL import Image as Pillow
 
 from fewlabel.core.errors import DataError
 from fewlabel.core.radiometry import standardise
-from fewlabel.core.types import Image, Instances, Labelled, Unlabelled
+from fewlabel.core.types import Image, Instances, Labelled
 from fewlabel.data.augment import Patch
 from fewlabel.data.pool import PatchPool, loaders, patch_of, patch_of_scene, patch_of_unlabelled, unlabelled_loaders
 from fewlabel.data.readers.sirst import SirstDataset
@@ -107,7 +107,7 @@ def test_patch_of_a_labelled_image():
     assert patch.image.dtype == patch.weight.dtype == np.float32 and patch.target.dtype == bool
     assert patch.weight.shape == (12, 17) and (patch.weight == 1).all()
     assert patch.id == "a"
-    blank = patch_of_unlabelled(Unlabelled(image))
+    blank = patch_of_unlabelled(image)
     np.testing.assert_array_equal(blank.image, patch.image)
     assert blank.id == "a" and blank.target.dtype == bool and blank.weight.dtype == np.float32
     assert blank.target.shape == blank.weight.shape == (12, 17)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -200,3 +202,27 @@ def test_order_of_ids_does_not_matter():
         **options,
     )
     assert one == other
+
+
+@settings(max_examples=80, deadline=None)
+@given(sizes=st.lists(st.integers(1, 7), min_size=1, max_size=8), wanted=st.integers(1, 40), seed=st.integers(0, 99))
+def test_a_count_that_groups_cannot_meet_names_the_nearest_that_they_can(sizes, wanted, seed):
+    groups = {f"g{group}_{member}": f"g{group}" for group, size in enumerate(sizes) for member in range(size)}
+    assume(wanted <= len(groups))
+    reachable = {sum(some) for count in range(1, len(sizes) + 1) for some in combinations(sizes, count)}
+
+    def labelled(count):
+        areas = dict.fromkeys(groups, 1.0)
+        return make_split(list(groups), areas, fraction=None, count=count, seed=seed, groups=groups).labelled
+
+    try:
+        assert len(labelled(wanted)) == wanted in reachable
+    except DataError as error:
+        said = str(error)
+        assert said.startswith(f"count is {wanted}, ") and said.endswith(".") and "\n" not in said
+        nearest = [max((n for n in reachable if n < wanted), default=0), min(n for n in reachable if n > wanted)]
+        names = " or ".join(str(number) for number in nearest if number)
+        assert (f"the nearest numbers are {names};" in said) == (wanted not in reachable)
+        assert ("take another seed" in said) == (wanted in reachable)
+        for number in re.search(r"make up (\d+)(?: or (\d+))? labelled", said).groups():
+            assert number is None or len(labelled(int(number))) == int(number)

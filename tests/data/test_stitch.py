@@ -27,7 +27,7 @@ def shown(truth: Instances, crop: Crop, rng: np.random.Generator) -> Instances:
     x0, y0, x1, y1 = truth.boxes.T
     near = np.flatnonzero((x0 < left + width) & (y0 < top + height) & (x1 > left) & (y1 > top))
     views = {i: rle.crop(truth.rles[i], *crop) for i in near}
-    order = rng.permutation(np.array([i for i, view in views.items() if rle.area(view)], dtype=np.int64))
+    order = rng.permutation(np.array([i for i, view in views.items() if rle.spans(view).area], dtype=np.int64))
     return Instances(
         crop[2:],
         tuple(views[i] for i in order),
@@ -225,7 +225,8 @@ def test_classes_are_not_mixed():
 def test_offsets_are_exact_far_out():
     size = (50_000, 60_000)
     areas = [Crop(40_000, 50_000, 10_000, 64), Crop(49_968, 50_032, 32, 64)]
-    code = rle.place(masks.encode(np.ones((4, 5), bool)), 49_990, 50_040, size)
+    runs = rle.spans(masks.encode(np.ones((4, 5), bool)))
+    code = rle.from_spans(rle.shift(runs, 4, 49_990, 50_040, size[0]), size)
     corners = np.array([[50_040, 49_990, 50_045, 49_994]], np.float32)
     far = Instances(size, (code,), np.zeros(1, np.int64), np.ones(1, np.float32), corners)
     result = stitch(size, areas, [shown(far, crop, np.random.default_rng(0)) for crop in areas])

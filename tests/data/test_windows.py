@@ -11,8 +11,9 @@ from PIL import Image as Picture
 
 from fewlabel.core.errors import DataError
 from fewlabel.core.types import Image
+from fewlabel.data import windows
 from fewlabel.data.pixels import FileError, read_image
-from fewlabel.data.windows import ImageWindows, NpyWindows, TiffWindows, open_windows
+from fewlabel.data.windows import ImageWindows, NpyWindows, StoredWindows, TiffWindows, is_large, open_windows
 
 SIZE = (53, 71)
 
@@ -135,7 +136,7 @@ class TestWhole(ReaderContract):
             options = {"compression": "tiff_lzw"} if kind == "lzw" else {}
             Picture.fromarray(values("uint8", *SIZE)).save(path, **options)
         reader = open_windows(path)
-        assert isinstance(reader, ImageWindows)
+        assert isinstance(reader, StoredWindows) and reader.nbytes == SIZE[0] * SIZE[1] * (2 if kind == "turned" else 1)
         assert reader.size == (SIZE[::-1] if kind == "turned" else SIZE)
         return reader, read_image(path).pixels
 
@@ -211,7 +212,7 @@ def test_large_strips_are_decoded_once(tmp_path, monkeypatch):
     tifffile.imwrite(path, values("uint16", 64, 64), rowsperstrip=64, compression="zlib", metadata=None)
     assert isinstance(open_windows(path), TiffWindows)
     monkeypatch.setattr("fewlabel.data.windows.LARGE_SEGMENT", 64 * 64 - 1)
-    assert isinstance(open_windows(path), ImageWindows)
+    assert isinstance(open_windows(path), StoredWindows)
 
 
 def test_npy_files_that_are_no_images(tmp_path):
@@ -241,7 +242,7 @@ def test_types_that_windows_leave_to_read_image(tmp_path):
     tifffile.imwrite(tmp_path / "a.tif", np.full((4, 5), 70_000, np.uint32))
     for name in ("a.npy", "a.tif"):
         reader = open_windows(tmp_path / name)
-        assert isinstance(reader, ImageWindows) and reader.read(1, 1, 1, 1) == 70_000
+        assert isinstance(reader, StoredWindows) and reader.read(1, 1, 1, 1) == 70_000
     np.save(tmp_path / "a.npy", np.full((4, 5), 1e300))
     with pytest.raises(FileError, match="infinite"):
         open_windows(tmp_path / "a.npy").read(0, 0, 2, 2)
@@ -280,3 +281,29 @@ def test_any_damaged_byte_gives_values_or_a_sentence(tmp_path, position, value):
         assert reader.read(0, 0, min(height, 64), min(width, 64)).dtype == np.float32
     except FileError:
         pass
+
+
+@pytest.mark.parametrize("ending", [".png", ".jpg", ".bmp", ".tif", ".npy"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_large_is_told_by_the_header(tmp_path, monkeypatch, ending, channels):
+    path = tmp_path / f"a{ending}"
+    pixels = np.random.default_rng(0).integers(0, 255, (60, 41, channels), np.uint8).squeeze()
+    if ending == ".npy":
+        np.save(path, pixels)
+    elif ending == ".tif":
+        tifffile.imwrite(path, pixels)
+    else:
+        Picture.fromarray(pixels).save(path)
+    for held, large in ((60 * 41, False), (60 * 41 - 1, True)):
+        monkeypatch.setattr(windows, "HELD", held)
+        assert is_large(path) is large
+    path.write_bytes(path.read_bytes()[:20])
+    assert not is_large(path), "what is wrong with it is told by reading it"
+    assert not is_large(tmp_path / "missing.png")
+
+
+def test_a_whole_decode_keeps_to_the_limit(tmp_path):
+    Picture.fromarray(values("uint8", 40, 40)).save(tmp_path / "a.png")
+    assert open_windows(tmp_path / "a.png", max_pixels=1600).size == (40, 40)
+    with pytest.raises(FileError, match="more than the limit of 1599"):
+        open_windows(tmp_path / "a.png", max_pixels=1599)

@@ -11,11 +11,11 @@ from PIL import Image as Picture
 from torch import nn
 
 from fewlabel.core.errors import DataError
-from fewlabel.core.radiometry import Radiometry, apply
+from fewlabel.core.radiometry import Radiometry
 from fewlabel.core.types import STANDARD, Image
 from fewlabel.data import pixels
 from fewlabel.data.pixels import read_image
-from fewlabel.data.windows import ImageWindows, TiffWindows, open_windows
+from fewlabel.data.windows import TiffWindows
 from fewlabel.deploy import large
 from fewlabel.deploy.export import export_student
 from fewlabel.deploy.predict import predict_folder, predict_image
@@ -184,21 +184,3 @@ def test_the_limit_counts_for_what_is_decoded_as_a_whole(picture, monkeypatch, k
     assert large.open_image(path, "wide", max_pixels=most).size == (410, 1290)
     with pytest.raises(DataError, match=f"more than the limit of {most - 1}"):
         large.open_image(path, "wide", max_pixels=most - 1)
-
-
-@pytest.mark.parametrize("policy", ["fixed", "min-max"])
-def test_prepared_rows_are_those_of_the_whole(tmp_path, policy):
-    values = np.random.default_rng(5).normal(-300, 40, (700, 90)).astype(np.float32)
-    values[-1, 3], values[300, 80] = -900, 700
-    tifffile.imwrite(tmp_path / "a.tif", values, rowsperstrip=48, compression="zlib")
-    radiometry = Radiometry(policy="fixed", low=-400, high=0) if policy == "fixed" else CUTS[policy][0]
-    rows = large.prepared_rows(radiometry, open_windows(tmp_path / "a.tif"))
-    parts = [rows(top, min(top + 130, 700)) for top in range(0, 700, 130)]
-    np.testing.assert_array_equal(np.concatenate(parts), apply(radiometry, values))
-    assert parts[0].dtype == np.float32
-
-
-def test_an_image_of_one_value_is_zeros():
-    flat = Image("flat", np.full((1, 70, 50), 16000, np.float32))
-    rows = large.prepared_rows(Radiometry(policy="min-max"), ImageWindows(flat))
-    np.testing.assert_array_equal(rows(0, 70), np.zeros((70, 50), np.float32))

@@ -40,6 +40,17 @@ def test_further_images_are_unlabelled_training_images(recipe_file: Path, scenes
         split_of(recipe_file, tmp_path / "run", further, "split.fraction=null", "split.count=5")
 
 
+def test_of_further_sequences_every_so_many_frames_are_taken(recipe_file: Path, scenes: Path, tmp_path: Path) -> None:
+    (tmp_path / "flight" / "day").mkdir(parents=True)
+    for number, source in enumerate(sorted((scenes / "images").iterdir())[:7]):
+        (tmp_path / "flight" / "day" / f"{number}.png").write_bytes(source.read_bytes())
+    options = (f"data.unlabelled={tmp_path / 'flight'}", "data.unlabelled_every=3", "split.fraction=null")
+    run = split_of(recipe_file, tmp_path / "run", *options, "split.count=5")
+    taken = [id for id in run.split.unlabelled if id.startswith("unlabelled__")]
+    assert taken == ["unlabelled__day__0", "unlabelled__day__3", "unlabelled__day__6"]
+    assert len(run.split.labelled) == 5  # the data set's own images are all there
+
+
 def test_further_images_have_groups_of_their_own_and_a_layout(
     recipe_file: Path, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,7 +3,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fewlabel.students.detector.boxes import crop_boxes
+from fewlabel.core.masks import components
+from fewlabel.students.detector.boxes import CropBoxes
+from fewlabel.students.detector.boxes import crop_boxes as boxes_of_objects
+
+
+def crop_boxes(target: np.ndarray, weight: np.ndarray) -> CropBoxes:
+    """With the 8-connected parts of the target as objects."""
+    return boxes_of_objects(components(target)[0], weight)
 
 
 def neighbours(pixel, size):
@@ -97,3 +104,24 @@ def test_a_region_without_a_counted_target_has_no_box_and_is_ignored_with_one_pi
     expected = np.zeros((9, 9), bool)
     expected[2:6, 2:7] = True
     np.testing.assert_array_equal(known.ignored, expected)
+
+
+def brute_force(objects: np.ndarray, weight: np.ndarray) -> list[list[int]]:
+    """Boxes by a loop over the objects, in the raster order of their first pixels."""
+    found = {}
+    for number in np.unique(objects[objects > 0]):
+        rows, columns = np.nonzero(objects == number)
+        if (weight[rows, columns] > 0).any():
+            first = (int(rows[0]), int(columns[0]))
+            found[first] = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+    return [found[first] for first in sorted(found)]
+
+
+@settings(max_examples=100, deadline=None)
+@given(crops(), st.integers(0, 2**32 - 1), st.integers(1, 9))
+def test_touching_objects_and_objects_in_pieces_have_their_own_boxes(crop, seed, count):
+    target, weight = crop
+    objects = (target * np.random.default_rng(seed).integers(1, count + 1, target.shape)).astype(np.int32)
+    known = boxes_of_objects(objects, weight)
+    assert known.boxes.tolist() == brute_force(objects, weight)
+    np.testing.assert_array_equal(known.ignored, crop_boxes(target, weight).ignored)

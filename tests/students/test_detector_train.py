@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -54,12 +55,33 @@ def test_loss_is_that_of_the_boxes_after_the_crop():
     model = fresh()
     terms = loss_of(model, 3, 5)
     rng = np.random.default_rng([3, 5])
-    batch = crop_batch(draw(CONFIG.batch, rng), FRAME, rng, CONFIG.augment)
-    truth = [crop_boxes(t[0] > 0, w[0]) for t, w in zip(batch.targets.numpy(), batch.weights.numpy(), strict=True)]
+    batch = crop_batch(draw(CONFIG.batch, rng), FRAME, rng, CONFIG.augment, objects=True)
+    truth = [crop_boxes(o, w[0]) for o, w in zip(batch.objects.numpy(), batch.weights.numpy(), strict=True)]
     torch.manual_seed(9)
     expected = model.loss(batch.images, truth)
     assert set(terms) == set(expected)
     assert all(torch.equal(terms[name], expected[name]) for name in terms)
+
+
+def test_touching_objects_are_two_boxes():
+    """A patch tells its objects apart; without them the same target is one box."""
+    target = np.zeros((FRAME, FRAME), np.int32)
+    target[20:30, 10:20], target[20:30, 20:28] = 1, 2
+    plane = np.random.default_rng(0).standard_normal(target.shape).astype(np.float32)
+    joined = Patch(plane, target > 0, np.ones_like(plane))
+    config = CONFIG.model_copy(update={"augment": STILL, "batch": 1})
+    seen = []
+
+    class Watching(Detector):
+        def loss(self, images, truth):
+            seen.append(sorted(truth[0].boxes.tolist()))
+            return super().loss(images, truth)
+
+    torch.manual_seed(0)
+    model = Watching(FRAME)
+    for patch in (replace(joined, objects=target), joined):
+        step_loss_on(lambda n, rng, patch=patch: [patch] * n, config, 0)(model, 0)
+    assert seen == [[[10, 20, 20, 30], [20, 20, 28, 30]], [[10, 20, 28, 30]]]
 
 
 def test_ignored_patches_ask_for_nothing():

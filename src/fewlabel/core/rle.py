@@ -1,7 +1,7 @@
 """Geometry of run-length codes, without masks: memory grows with the runs, never with the image.
 
 A code is COCO's compressed RLE. In between it is `Spans`: where each run of ones starts and stops, counted down the
-columns. That makes the shift of a mask from a tile into a large image, its crop, union and intersection a few
+columns. That makes the shift of a mask from a tile into a large image, its crop, and the union of masks a few
 operations on short arrays. The text form is the business of `rle_text`.
 """
 
@@ -189,25 +189,6 @@ def shift(runs: Spans, height: int, down: int, right: int, to: int) -> Spans:
     return Spans(lines.starts + offset, lines.stops + offset)
 
 
-def place(rle: Rle, top: int, left: int, size: tuple[int, int]) -> Rle:
-    """Put the mask of a crop where the crop was cut from.
-
-    Args:
-        rle: Code of a mask of the crop.
-        top: Row of the image at which the crop starts.
-        left: Column of the image at which the crop starts.
-        size: Rows and columns of the image.
-
-    Returns:
-        Code of the same pixels in a mask of `size`.
-
-    Raises:
-        DataError: The crop does not lie inside the image, or the code is damaged.
-    """
-    _check_inside(top, left, rle["size"][0], rle["size"][1], size)
-    return from_spans(shift(spans(rle), rle["size"][0], top, left, size[0]), size)
-
-
 def crop(rle: Rle, top: int, left: int, height: int, width: int) -> Rle:
     """Cut a crop out of a mask.
 
@@ -235,54 +216,13 @@ def join(parts: Sequence[Spans]) -> Spans:
     return _covered(parts, 1)
 
 
-def common(parts: Sequence[Spans]) -> Spans:
-    """Pixels that are in all of the masks, at least one; all are of one image."""
-    return _covered(parts, len(parts))
-
-
 def shared(first: Spans, second: Spans) -> int:
     """Number of pixels that two masks of one image have in common."""
     if not len(first.starts) or not len(second.starts):
         return 0
     low = max(first.starts[0], second.starts[0])
     high = min(first.stops[-1], second.stops[-1])
-    return common((_between(first, low, high), _between(second, low, high))).area if high > low else 0
-
-
-def union(rles: Sequence[Rle]) -> Rle:
-    """Code of the pixels in any of the masks, at least one, all of one size.
-
-    Raises:
-        DataError: There is no mask, the sizes differ, or a code is damaged.
-    """
-    return from_spans(join([spans(rle) for rle in rles]), _size(rles))
-
-
-def intersection(rles: Sequence[Rle]) -> Rle:
-    """Code of the pixels in all of the masks, at least one, all of one size.
-
-    Raises:
-        DataError: There is no mask, the sizes differ, or a code is damaged.
-    """
-    size = _size(rles)
-    return from_spans(common([spans(rle) for rle in rles]), size)
-
-
-def iou(first: Rle, second: Rle) -> float:
-    """Intersection over union of two masks of one size, 0..1; 0 where both are empty.
-
-    Raises:
-        DataError: The sizes differ, or a code is damaged.
-    """
-    _size((first, second))
-    a, b = spans(first), spans(second)
-    both = shared(a, b)
-    return both / max(a.area + b.area - both, 1)
-
-
-def area(rle: Rle) -> int:
-    """Number of pixels of a mask."""
-    return spans(rle).area
+    return _covered((_between(first, low, high), _between(second, low, high)), 2).area if high > low else 0
 
 
 def box(runs: Spans, height: int) -> tuple[int, int, int, int]:
@@ -352,14 +292,6 @@ def _covered(parts: Sequence[Spans], times: int) -> Spans:
     spots, inside = spots[last], depth[last] >= times
     turns = np.flatnonzero(np.diff(inside, prepend=False))
     return Spans(spots[turns[0::2]], spots[turns[1::2]])
-
-
-def _size(rles: Sequence[Rle]) -> tuple[int, int]:
-    """The one size of some masks."""
-    sizes = {(int(rle["size"][0]), int(rle["size"][1])) for rle in rles}
-    if len(sizes) != 1:
-        raise DataError(f"Masks to combine have the sizes {sorted(sizes)}, expected one; give masks of one image.")
-    return sizes.pop()
 
 
 def _check_inside(top: int, left: int, height: int, width: int, size: tuple[int, int]) -> None:

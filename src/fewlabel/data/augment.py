@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,7 +17,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torch.nn import functional as F
 
+from fewlabel.core.banded import banded_instances
 from fewlabel.core.masks import component_boxes, components
+from fewlabel.data.crop_objects import apart, mirrors, resize_objects
+from fewlabel.data.planes import Plane
+
+BAND = 512
+"""Rows of a plane that are looked at at once."""
 
 
 class AugmentConfig(BaseModel):
@@ -43,7 +50,7 @@ class AugmentConfig(BaseModel):
 
 @dataclass(frozen=True)
 class Patch:
-    """A whole image made ready for cropping.
+    """An image made ready for cropping: arrays, or for an image that is too large planes that give their windows.
 
     Attributes:
         image: float32 (H, W), standardised over the whole image, as the networks see it when deployed.
@@ -51,19 +58,45 @@ class Patch:
         weight: float32 (H, W), 1 = counts in the loss, 0 = ignored.
         id: What messages call the image.
         soft: float32 (H, W), what a teacher believes, 0..1, NaN where that is not to be learned; None without one.
+        objects: int32 (H, W), numbers of the objects, 0 = background; above 0 exactly where ``target`` is. None where
+            the 8-connected parts of a crop's target are its objects.
     """
 
-    image: np.ndarray
-    target: np.ndarray
-    weight: np.ndarray
+    image: np.ndarray | Plane
+    target: np.ndarray | Plane
+    weight: np.ndarray | Plane
     id: str = "unnamed"
     soft: np.ndarray | None = None
+    objects: np.ndarray | Plane | None = None
 
     @cached_property
     def boxes(self) -> np.ndarray:
         """int64 (N, 4): first row, first column, row and column after the last, of every 8-connected target."""
-        labels, count = components(self.target)
-        return component_boxes(labels, count)[:, [1, 0, 3, 2]].astype(np.int64)  # core's boxes have x first
+        target, (height, width) = self.target, self.target.shape
+        if isinstance(target, np.ndarray):
+            if not any(target.strides) and not target.any():  # one False for all pixels
+                return np.zeros((0, 4), np.int64)
+            found = component_boxes(*components(target))
+        else:
+            bands = (target.window(top, 0, min(BAND, height - top), width) for top in range(0, height, BAND))
+            found = banded_instances(((band, np.broadcast_to(1.0, band.shape)) for band in bands), target.shape).boxes
+        return found[:, [1, 0, 3, 2]].astype(np.int64)  # core's boxes have x first
+
+
+class Place(NamedTuple):
+    """Where a crop comes from.
+
+    Attributes:
+        top: First row of the window; it and the other sides may lie outside the image.
+        left: First column.
+        side: Rows and columns of the window, before it is scaled to the crop.
+        turn: Flip and quarter turn of the crop, see `turned`; 0 = none.
+    """
+
+    top: int
+    left: int
+    side: int
+    turn: int
 
 
 @dataclass(frozen=True)
@@ -77,6 +110,7 @@ class Batch:
         ids: Which images the B crops come from.
         soft: float32 (B, 1, S, S), 0..1 or NaN, see `Patch`; all NaN in a crop of an image that has none; None where no
             image has one.
+        objects: int32 (B, S, S), 0 = background, else each object of a crop has its own number; None unless asked for.
     """
 
     images: Tensor
@@ -84,9 +118,12 @@ class Batch:
     weights: Tensor
     ids: tuple[str, ...] = ()
     soft: Tensor | None = None
+    objects: Tensor | None = None
 
 
-def crop_batch(patches: Sequence[Patch], size: int, rng: np.random.Generator, config: AugmentConfig) -> Batch:
+def crop_batch(
+    patches: Sequence[Patch], size: int, rng: np.random.Generator, config: AugmentConfig, *, objects: bool = False
+) -> Batch:
     """Cut and vary one crop of ``size`` x ``size`` pixels from each patch.
 
     Images smaller than the crop are continued by reflection (image, target and weight alike).
@@ -96,6 +133,8 @@ def crop_batch(patches: Sequence[Patch], size: int, rng: np.random.Generator, co
         size: Side S of the crops.
         rng: The only source of randomness.
         config: How crops vary.
+        objects: Whether the objects are told apart; nothing else of the batch depends on it, but for the weight of
+            pixels that objects are given back (see `fewlabel.data.crop_objects.resize_objects`).
 
     Returns:
         The batch of B crops, in the order of ``patches``.
@@ -104,16 +143,20 @@ def crop_batch(patches: Sequence[Patch], size: int, rng: np.random.Generator, co
     targets = np.empty_like(images)
     weights = np.empty_like(images)
     softs = np.full_like(images, np.nan) if any(patch.soft is not None for patch in patches) else None
+    numbers = np.zeros((len(patches), size, size), np.int32) if objects else None
     for i, patch in enumerate(patches):
-        image, target, weight, soft = crop_with_soft(patch, size, rng, config)
+        place = place_crop(patch, size, rng, config)
+        image, target, weight, soft = crop_at(patch, size, place)
         images[i, 0] = jitter(image, rng, config)
         targets[i, 0] = target
         weights[i, 0] = weight
         if softs is not None and soft is not None:
             softs[i, 0] = soft
+        if numbers is not None:
+            numbers[i], weights[i, 0] = objects_at(patch, size, place, target, weight)
     ids = tuple(patch.id for patch in patches)
-    believed = None if softs is None else torch.from_numpy(softs)
-    return Batch(torch.from_numpy(images), torch.from_numpy(targets), torch.from_numpy(weights), ids, believed)
+    believed, told = (None if planes is None else torch.from_numpy(planes) for planes in (softs, numbers))
+    return Batch(torch.from_numpy(images), torch.from_numpy(targets), torch.from_numpy(weights), ids, believed, told)
 
 
 def crop(
@@ -132,29 +175,82 @@ def crop_with_soft(
     patch: Patch, size: int, rng: np.random.Generator, config: AugmentConfig
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
     """As `crop`, with the teacher's belief, where there is one, as the fourth plane."""
+    return crop_at(patch, size, place_crop(patch, size, rng, config))
+
+
+def place_crop(patch: Patch, size: int, rng: np.random.Generator, config: AugmentConfig) -> Place:
+    """Draw where a crop of ``size`` comes from."""
     side = size
     if rng.random() < config.scale_probability:
         low, high = np.log(config.scale_low), np.log(config.scale_high)
         side = max(1, round(size / float(np.exp(rng.uniform(low, high)))))
     top, left = _place(patch, side, rng, config.target_probability)
+    return Place(top, left, side, int(rng.integers(8)) if config.turns else 0)
+
+
+def crop_at(patch: Patch, size: int, place: Place) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
+    """The image, target, weight and, if there is one, belief of a crop; see `crop_with_soft`."""
+    top, left, side, turn = place
     image, target, weight = (cut(plane, top, left, side) for plane in (patch.image, patch.target, patch.weight))
     soft = None if patch.soft is None else cut(patch.soft, top, left, side)
     if side != size:
         image, target, weight = resize(image, target, weight, size)
         soft = None if soft is None else resize_soft(soft, size)
-    if config.turns:
-        turn = int(rng.integers(8))
-        image, target, weight = (turned(plane, turn) for plane in (image, target, weight))
-        soft = None if soft is None else turned(soft, turn)
-    return image, target, weight, soft
+    image, target, weight = (turned(plane, turn) for plane in (image, target, weight))
+    return image, target, weight, None if soft is None else turned(soft, turn)
 
 
-def cut(plane: np.ndarray, top: int, left: int, side: int) -> np.ndarray:
+def objects_at(
+    patch: Patch, size: int, place: Place, target: np.ndarray, weight: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The objects of a crop.
+
+    Args:
+        patch: The image.
+        size: Side of the crop.
+        place: Where it comes from.
+        target: bool (size, size), as `crop_at` gives it.
+        weight: float32 (size, size), likewise.
+
+    Returns:
+        int32 (size, size), 0 = background, one number per object that has a pixel in the window, wherever it is seen;
+        and the weight, with that of each object's own pixel where the object was given one back.
+    """
+    if patch.objects is None:
+        return components(target)[0], weight
+    top, left, side, turn = place
+    numbers = cut(patch.objects, top, left, side)
+    height, width = patch.objects.shape
+    if min(top, left) < 0 or top + side > height or left + side > width:
+        numbers = apart(numbers, mirrors(top, side, height), mirrors(left, side, width))
+    if side == size:
+        return turned(numbers, turn), weight
+    back = (-turn) % 4 if turn < 4 else turn  # flips are their own inverse
+    numbers, restored = resize_objects(numbers, turned(target, back), size)
+    if restored:
+        straight, own = turned(weight, back).copy(), cut(patch.weight, top, left, side)
+        for pixel, source in restored:
+            straight[pixel] = own[source]
+        weight = turned(straight, turn)
+    return turned(numbers, turn), weight
+
+
+def cut(plane: np.ndarray | Plane, top: int, left: int, side: int) -> np.ndarray:
     """The (side, side) window of a (H, W) plane whose first pixel is (top, left); reflected outside the plane."""
     height, width = plane.shape
     if top >= 0 and left >= 0 and top + side <= height and left + side <= width:
-        return plane[top : top + side, left : left + side]
-    return plane[np.ix_(_reflected(top, side, height), _reflected(left, side, width))]
+        return _window(plane, top, left, side, side)
+    rows, columns = _reflected(top, side, height), _reflected(left, side, width)
+    first, start = int(rows.min()), int(columns.min())
+    part = _window(plane, first, start, int(rows.max()) + 1 - first, int(columns.max()) + 1 - start)
+    return part[np.ix_(rows - first, columns - start)]
+
+
+def _window(plane: np.ndarray | Plane, top: int, left: int, height: int, width: int) -> np.ndarray:
+    """A window that lies inside a plane; of an array a view."""
+    if isinstance(plane, np.ndarray):
+        return plane[top : top + height, left : left + width]
+    return plane.window(top, left, height, width)
 
 
 def turned(plane: np.ndarray, turn: int) -> np.ndarray:
@@ -255,11 +351,25 @@ def _place(patch: Patch, side: int, rng: np.random.Generator, target_probability
     y0, x0, y1, x1 = (int(value) for value in patch.boxes[rng.integers(len(patch.boxes))])
     if y1 - y0 > side or x1 - x0 > side:
         # The target does not fit: hold one of its pixels instead of an edge of its box, which may be background.
-        rows, columns = np.nonzero(patch.target[y0:y1, x0:x1])
-        one = int(rng.integers(len(rows)))
-        y0, x0 = y0 + int(rows[one]), x0 + int(columns[one])
+        y0, x0 = _pixel(patch.target, (y0, x0, y1, x1), rng)
         y1, x1 = y0 + 1, x0 + 1
     return _offset(height, side, rng, y0, y1), _offset(width, side, rng, x0, x1)
+
+
+def _pixel(target: np.ndarray | Plane, box: tuple[int, int, int, int], rng: np.random.Generator) -> tuple[int, int]:
+    """Row and column of one of the target's pixels in a box, all equally likely; a few rows are looked at at once."""
+    y0, x0, y1, x1 = box
+    tops = range(y0, y1, BAND)
+
+    def rows(top: int) -> np.ndarray:
+        return _window(target, top, x0, min(BAND, y1 - top), x1 - x0)
+
+    totals = np.cumsum([np.count_nonzero(rows(top)) for top in tops])
+    one = int(rng.integers(totals[-1]))
+    place = int(np.searchsorted(totals, one, side="right"))
+    down, right = np.nonzero(rows(tops[place]))
+    one -= int(totals[place - 1]) if place else 0
+    return tops[place] + int(down[one]), x0 + int(right[one])
 
 
 def _offset(length: int, side: int, rng: np.random.Generator, first: int | None = None, last: int | None = None) -> int:

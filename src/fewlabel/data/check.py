@@ -14,9 +14,10 @@ import os
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
+from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
+from sys import intern
 
 import numpy as np
 
@@ -126,7 +127,9 @@ def _look(dataset: Dataset, require_masks: frozenset[str], id: str) -> Finding |
         reason = f"{path} holds one value only ({low[0]:g}), so there is nothing to learn or to find in it: remove it."
         return Problem(id, path, reason)
     labels = None if instances is None else _labels(instances)
-    return Finding(id, image.size, _stored(image), perceptual_hash(image.grey()), pixel_digest(image), labels)
+    return Finding(
+        id, _shared_size(image.size), _stored(image), perceptual_hash(image.grey()), pixel_digest(image), labels
+    )
 
 
 def _strange_class(path: Path, instances: Instances, classes: Sequence[str]) -> str:
@@ -156,6 +159,12 @@ def _labels(instances: Instances) -> LabelFinding:
     )
 
 
+@lru_cache(maxsize=1024)
+def _shared_size(size: tuple[int, int]) -> tuple[int, int]:
+    """One pair for all images of a size."""
+    return size
+
+
 def _stored(image: Image) -> str:
     channels = "1 channel" if image.channels == 1 else f"{image.channels} channels"
-    return f"{image.dtype}, {image.bit_depth} bit, {channels}"
+    return intern(f"{image.dtype}, {image.bit_depth} bit, {channels}")  # one text for all images that say so

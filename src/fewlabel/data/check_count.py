@@ -20,7 +20,7 @@ SIZES = 12
 """Most image sizes that are counted one by one."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Finding:
     """What is kept of one usable image: some numbers, never pixels.
 
@@ -41,7 +41,7 @@ class Finding:
     labels: LabelFinding | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class LabelFinding:
     """What is kept of the labels of one image.
 

@@ -5,9 +5,42 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-from fewlabel.core.types import Image, Labelled, Unlabelled
+from fewlabel.core.types import Image, Instances, Labelled, Unlabelled
+from fewlabel.data.windows import LargeImage
+
+
+class Canvas(Protocol):
+    """What labels are drawn on: an image of which the size is known, be it in memory or not.
+
+    Attributes:
+        path: Its file, or None.
+        size: Rows and columns.
+        height: Rows.
+        width: Columns.
+    """
+
+    @property
+    def path(self) -> Path | None: ...  # noqa: D102  described above
+    @property
+    def size(self) -> tuple[int, int]: ...  # noqa: D102
+    @property
+    def height(self) -> int: ...  # noqa: D102
+    @property
+    def width(self) -> int: ...  # noqa: D102
+
+
+class Labels(NamedTuple):
+    """What a data set says about one image.
+
+    Attributes:
+        instances: Its objects.
+        ignored: Regions that are neither object nor background, or None.
+    """
+
+    instances: Instances
+    ignored: Instances | None = None
 
 
 @dataclass(frozen=True)
@@ -69,4 +102,15 @@ class Dataset(Protocol):
 
     def unlabelled(self, id: str) -> Unlabelled:
         """The image as one without labels, even where a mask exists."""
+        ...
+
+    def opened(self, id: str) -> Image | LargeImage:
+        """The image, by windows if it has more than `fewlabel.data.windows.HELD` pixels; DataError as `image`.
+
+        A radiometry whose statistics need the whole image has it read as a whole whatever its size.
+        """
+        ...
+
+    def labels(self, id: str, image: Canvas) -> Labels:
+        """The labels of an image that is open; DataError if there are none or they cannot be used."""
         ...

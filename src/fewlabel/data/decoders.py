@@ -163,6 +163,27 @@ def decode(path: Path, max_pixels: int, *, as_mask: bool, page: int | None = Non
     return replace(raster, values=values)
 
 
+def announced_size(path: Path) -> tuple[int, int]:
+    """Rows and columns that a file's header announces, as stored; no pixel is decoded.
+
+    Raises:
+        FileError: It is no image file that is read, or its header is damaged.
+    """
+    with translated(path), path.open("rb") as file:
+        head = file.read(32)
+        file.seek(0)
+        if head[:4] in _TIFF_STARTS:
+            with tifffile.TiffFile(file) as tiff:
+                page = tiff.pages[0]
+                return int(page.imagelength), int(page.imagewidth)
+        if head.startswith(npy.MAGIC):
+            sides = [side for side in npy.open_array(path).shape if side not in (1, 3)]
+            return (sides[0], sides[1]) if len(sides) == 2 else (1, 1)
+        opened, _ = _open(file, head, path)
+        with opened:
+            return opened.height, opened.width
+
+
 def count(path: Path) -> int:
     """Number of pages: of a TIFF or .npy stack as many as it has, 1 for all else; FileError if it cannot be opened."""
     with translated(path), path.open("rb") as file:
@@ -200,7 +221,12 @@ def _open(file: BinaryIO, head: bytes, path: Path) -> tuple[ImageFile.ImageFile,
             raise FileError(
                 path, f"{path} is a 16-bit PNG with colour or alpha, which cannot be kept at depth: save it as TIFF."
             )
-        return PngImagePlugin.PngImageFile(file), bits
+        opened = PngImagePlugin.PngImageFile(file)
+        if opened.is_animated:
+            raise FileError(
+                path, f"{path} is an animated PNG of {opened.n_frames} frames: save it as a video or as single images."
+            )
+        return opened, bits
     if head.startswith(b"\xff\xd8\xff"):
         return JpegImagePlugin.JpegImageFile(file), 8
     if head.startswith(b"BM"):

@@ -89,37 +89,57 @@ def find_duplicates(
     ids = [*train, *test]
     if not ids:
         return Duplicates()
-    codes = np.array([hashes[id] for id in ids], np.uint64)
-    # Images of one code are one node of the search: a camera at rest gives thousands, and millions of pairs of them.
+    # Arrays of places in `ids` throughout: lists for each of 100,000 images would take more than all that is known of
+    # them. Images of one code are one node of the search: a camera at rest gives thousands, and millions of pairs.
+    codes = np.fromiter((hashes[id] for id in ids), np.uint64, len(ids))
     nodes, node_of = np.unique(codes, return_inverse=True)
-    members: list[tuple[list[str], list[str]]] = [([], []) for _ in nodes]
-    copies: dict[bytes, tuple[list[str], list[str]]] = defaultdict(lambda: ([], []))
-    for place, (id, node) in enumerate(zip(ids, node_of.tolist(), strict=True)):
-        part = int(place >= len(train))
-        members[node][part].append(id)
-        copies[digests[id]][part].append(id)
-    filled = np.array([[bool(part) for part in parts] for parts in members]).T
-    nearest, labels = _search(nodes, filled, distance)
+    numbers: dict[bytes, int] = {}
+    copy_of = np.fromiter((numbers.setdefault(digests[id], len(numbers)) for id in ids), np.int64, len(ids))
+    members, copies = (_first_two(groups, len(train)) for groups in (node_of, copy_of))
+    nearest, labels = _search(nodes, members[:, :, 0] >= 0, distance)
 
-    def twin(id: str, node: int, part: int) -> Twin | None:
+    def twin(place: int, part: int) -> Twin | None:
         """The nearest image of a part: an equal one, one of the same code, or one of the nearest node."""
-        for group, equal in ((copies[digests[id]], True), (members[node], False)):
-            other = next((other for other in group[part] if other != id), None)
+        node = int(node_of[place])
+        for group, equal in ((copies[part, copy_of[place]], True), (members[part, node], False)):
+            other = next((other for other in group.tolist() if other not in (place, -1)), None)
             if other is not None:
-                return Twin(id, other, 0, equal)
-        bits, place = divmod(int(nearest[part, node]), len(nodes))
-        return Twin(id, members[place][part][0], bits, False) if bits <= distance else None
+                return Twin(ids[place], ids[other], 0, equal)
+        bits, near = divmod(int(nearest[part, node]), len(nodes))
+        return Twin(ids[place], ids[members[part, near, 0]], bits, False) if bits <= distance else None
 
-    places = list(zip(ids, node_of.tolist(), strict=True))
+    cluster_of = labels[node_of]
+    linked = np.flatnonzero(np.bincount(cluster_of)[cluster_of] > 1)
     clusters: dict[int, list[str]] = defaultdict(list)
-    for id, node in places:
-        clusters[int(labels[node])].append(id)
+    for place in linked.tolist():
+        clusters[int(cluster_of[place])].append(ids[place])
+    training, held_out = range(len(train)), range(len(train), len(ids))
     return Duplicates(
-        across=_sorted(twin(*place, 0) for place in places[len(train) :]),
-        train=_sorted(twin(*place, 0) for place in places[: len(train)]),
-        test=_sorted(twin(*place, 1) for place in places[len(train) :]),
-        clusters=tuple(tuple(cluster) for cluster in clusters.values() if len(cluster) > 1),
+        across=_sorted(twin(place, 0) for place in held_out),
+        train=_sorted(twin(place, 0) for place in training),
+        test=_sorted(twin(place, 1) for place in held_out),
+        clusters=tuple(tuple(cluster) for cluster in clusters.values()),
     )
+
+
+def _first_two(groups: np.ndarray, train: int) -> np.ndarray:
+    """The first two places of each group in each part.
+
+    Args:
+        groups: int64 (N,), group of each place, 0..G-1, each with a place.
+        train: Places before this one are of the first part, the others of the second.
+
+    Returns:
+        int64 (2, G, 2), -1 where there is none.
+    """
+    count = int(groups.max()) + 1
+    found = np.full((2, count, 2), -1, np.int64)
+    for part, places in enumerate((np.arange(train), np.arange(train, len(groups)))):
+        order = places[np.argsort(groups[places], kind="stable")]
+        names, starts, sizes = np.unique(groups[order], return_index=True, return_counts=True)
+        found[part, names, 0] = order[starts]
+        found[part, names[sizes > 1], 1] = order[starts[sizes > 1] + 1]
+    return found
 
 
 def cluster_groups(duplicates: Duplicates) -> dict[str, str]:

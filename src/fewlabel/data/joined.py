@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from fewlabel.core.types import Image, Labelled, Unlabelled
-from fewlabel.data.dataset import Dataset
+from fewlabel.data.dataset import Canvas, Dataset, Labels
+from fewlabel.data.windows import LargeImage
 
 PREFIX = "unlabelled__"
 """How the ids of the further images begin, so that they meet none of the data set's own."""
@@ -58,3 +59,13 @@ class JoinedDataset:
     def unlabelled(self, id: str) -> Unlabelled:
         """The image as one without labels."""
         return Unlabelled(self.image(id))
+
+    def opened(self, id: str) -> Image | LargeImage:
+        """The image, by windows if it is large; DataError if it cannot be read."""
+        if id.startswith(PREFIX):
+            return replace(self._further.opened(id[len(PREFIX) :]), id=id)
+        return self._labelled.opened(id)
+
+    def labels(self, id: str, image: Canvas) -> Labels:
+        """The labels of an image that is open; DataError if there are none or they cannot be used."""
+        return self._labelled.labels(id, image)

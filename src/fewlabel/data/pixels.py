@@ -14,11 +14,21 @@ from fewlabel.core.types import Image
 from fewlabel.data import decoders
 from fewlabel.data.decoders import FileError, Raster, decode
 
-__all__ = ["MAX_PIXELS", "FileError", "count_pages", "read_image", "read_label_map", "read_mask", "read_page"]
+__all__ = [
+    "MAX_PIXELS",
+    "FileError",
+    "count_pages",
+    "read_image",
+    "read_label_map",
+    "read_mask",
+    "read_page",
+    "read_stored",
+]
 
 MAX_PIXELS = 2**28
 """Largest height x width that is decoded unless the caller says otherwise."""
 
+_ROWS = 512  # of a mask that are counted at once
 _EXACT = 2**24  # float32 holds every integer up to here
 
 
@@ -46,7 +56,12 @@ def read_image(path: Path | str, id: str | None = None, *, max_pixels: int = MAX
             or infinite values, or would lose depth in decoding (16-bit colour PNG, integers beyond 2**24).
     """
     path = Path(path)
-    return _to_image(decode(path, max_pixels, as_mask=False), path, path.stem if id is None else id)
+    return _to_image(read_stored(path, max_pixels=max_pixels), path, path.stem if id is None else id)
+
+
+def read_stored(path: Path, *, max_pixels: int = MAX_PIXELS) -> Raster:
+    """Read one image as it is stored: what `read_image` gives, before it becomes float32; FileError as there."""
+    return _exact(decode(path, max_pixels, as_mask=False), path)
 
 
 def read_page(path: Path | str, page: int, id: str | None = None, *, max_pixels: int = MAX_PIXELS) -> Image:
@@ -66,7 +81,7 @@ def read_page(path: Path | str, page: int, id: str | None = None, *, max_pixels:
         FileError: As `read_image`, or there is no such page.
     """
     path = Path(path)
-    raster = decode(path, max_pixels, as_mask=False, page=page)
+    raster = _exact(decode(path, max_pixels, as_mask=False, page=page), path)
     return _to_image(raster, path, f"{path.stem}__{page:06d}" if id is None else id)
 
 
@@ -81,7 +96,8 @@ def count_pages(path: Path | str) -> int:
     return decoders.count(Path(path))
 
 
-def _to_image(raster: Raster, path: Path, id: str) -> Image:
+def _exact(raster: Raster, path: Path) -> Raster:
+    """The raster, if float32 holds its values."""
     values = raster.values
     if values.dtype.kind in "ui" and values.dtype.itemsize > 2:
         extreme = max(int(values.max()), -int(values.min()))
@@ -89,7 +105,11 @@ def _to_image(raster: Raster, path: Path, id: str) -> Image:
             raise FileError(
                 path, f"{path} holds {extreme}, beyond what float32 keeps: save it with 16 bits or as float32."
             )
-    pixels = np.ascontiguousarray(values.transpose(2, 0, 1), dtype=np.float32)
+    return raster
+
+
+def _to_image(raster: Raster, path: Path, id: str) -> Image:
+    pixels = np.ascontiguousarray(raster.values.transpose(2, 0, 1), dtype=np.float32)
     return Image(id=id, pixels=pixels, dtype=raster.dtype, bit_depth=raster.bits, path=path)
 
 
@@ -108,14 +128,16 @@ def read_mask(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     path = Path(path)
     raster = decode(path, max_pixels, as_mask=True)
     values = raster.values
-    grey = (values == values[..., :1]).all()
+    grey = values.shape[2] == 1 or (values == values[..., :1]).all()
     if raster.indexed or not grey:
         return np.asarray((values != 0).any(axis=2))
     plane = values[..., 0]
     if plane.dtype.kind == "f":
         return np.asarray(plane >= 0.5)
     if plane.dtype == np.uint8 and raster.bits == 8:
-        present = np.flatnonzero(np.bincount(plane.ravel(), minlength=256))
+        # By rows, since counting takes eight bytes for each pixel of one.
+        parts = (plane[top : top + _ROWS].ravel() for top in range(0, len(plane), _ROWS))
+        present = np.flatnonzero(sum(np.bincount(part, minlength=256) for part in parts))
         between = present[(present > 0) & (present < 255)]
         if raster.lossy and present[-1] >= 128:
             return np.asarray(plane >= 128)

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fewlabel.core.errors import DataError
+from fewlabel.core.masks import Rle
 from fewlabel.core.radiometry import standardise
-from fewlabel.core.types import Labelled, Unlabelled
+from fewlabel.core.types import Image, Labelled
 from fewlabel.data.augment import Patch
 from fewlabel.data.dataset import Dataset
+from fewlabel.data.planes import GreyPlane, ObjectPlane, Plane, TargetPlane, WeightPlane
+from fewlabel.data.windows import LargeImage
 
 if TYPE_CHECKING:
     from fewlabel.data.synth.infrared import Scene
@@ -34,19 +38,39 @@ def patch_of(labelled: Labelled) -> Patch:
     if labelled.ignored is not None and len(labelled.ignored):
         # What is an object is learnt even where a region to ignore lies over it.
         weight = (~labelled.ignored.semantic() | labelled.instances.semantic()).astype(np.float32)
-    return _patch(labelled.image.normalised(), labelled.instances.semantic(), labelled.image.id, weight)
+    patch = _patch(labelled.image.normalised(), labelled.instances.semantic(), labelled.image.id, weight)
+    # Told apart only in crops of those who ask for it, so a cache need not hold maps of numbers.
+    return replace(patch, objects=ObjectPlane(labelled.instances.rles, labelled.instances.size))
 
 
-def patch_of_unlabelled(unlabelled: Unlabelled) -> Patch:
+def patch_of_large(image: LargeImage, objects: Sequence[Rle], ignored: Sequence[Rle] = ()) -> Patch:
+    """The patch of a labelled image that is read by windows.
+
+    Its crops equal those of `patch_of`, the image to float rounding. One pass over the image takes its statistics.
+
+    Args:
+        image: The image.
+        objects: Masks of its objects; they stay run-length codes, as do those of what is ignored.
+        ignored: Masks of regions that do not count, but for the objects in them.
+    """
+    numbers = ObjectPlane(objects, image.size)
+    weight: np.ndarray | Plane = np.broadcast_to(np.float32(1), image.size)
+    if ignored:
+        weight = WeightPlane(numbers, ObjectPlane(ignored, image.size))
+    return Patch(GreyPlane(image), TargetPlane(numbers), weight, image.id, objects=numbers)
+
+
+def patch_of_unlabelled(image: Image | LargeImage) -> Patch:
     """The patch of an image without labels: grey, normalised over the whole image, no target and no pixel counts."""
-    image = unlabelled.image.normalised()
-    nothing = np.broadcast_to(np.False_, image.shape)
-    return _patch(image, nothing, unlabelled.image.id, np.broadcast_to(np.float32(0), image.shape))
+    grey = image.normalised() if isinstance(image, Image) else GreyPlane(image)
+    nothing = np.broadcast_to(np.False_, image.size)
+    return Patch(grey, nothing, np.broadcast_to(np.float32(0), image.size), image.id)
 
 
 def patch_of_scene(scene: Scene) -> Patch:
     """The patch of a synthetic infrared scene: its targets are all labels above 0, every pixel counts."""
-    return _patch(standardise(scene.radiance.astype(np.float32)), scene.labels > 0, SCENE)
+    patch = _patch(standardise(scene.radiance.astype(np.float32)), scene.labels > 0, SCENE)
+    return replace(patch, objects=scene.labels)
 
 
 def loaders(dataset: Dataset, ids: Iterable[str]) -> list[Callable[[], Patch]]:
@@ -115,17 +139,25 @@ class PatchPool:
 
 
 def _bytes(patch: Patch) -> int:
-    """Memory of a patch's planes; one that repeats a single number takes none."""
-    planes = (patch.image, patch.target, patch.weight, patch.soft)
-    return sum(plane.nbytes for plane in planes if plane is not None and any(plane.strides))
+    """Memory of a patch's planes; an array that repeats a single number takes none."""
+    planes = (patch.image, patch.target, patch.weight, patch.soft, patch.objects)
+    return sum(
+        plane.nbytes
+        for plane in planes
+        if plane is not None and not (isinstance(plane, np.ndarray) and not any(plane.strides))
+    )
 
 
 def _load(dataset: Dataset, id: str) -> Patch:
-    return patch_of(dataset.labelled(id))
+    image = dataset.opened(id)
+    labels = dataset.labels(id, image)
+    if isinstance(image, Image):
+        return patch_of(Labelled(image, *labels))
+    return patch_of_large(image, labels.instances.rles, () if labels.ignored is None else labels.ignored.rles)
 
 
 def _load_unlabelled(dataset: Dataset, id: str) -> Patch:
-    return patch_of_unlabelled(dataset.unlabelled(id))
+    return patch_of_unlabelled(dataset.opened(id))
 
 
 def _patch(image: np.ndarray, target: np.ndarray, id: str, weight: np.ndarray | None = None) -> Patch:

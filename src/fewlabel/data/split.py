@@ -153,7 +153,7 @@ def make_split(
     if len(frozenset[int]().union(*shown)) > 1:
         order, kept = cover_first(order, shown)
     sizes = [len(units[number].ids) for number in order]
-    taken = _front(sizes, wanted, exact=count is not None)
+    taken = _front(sizes, wanted, kept, exact=count is not None)
     if taken < kept:
         raise DataError(_too_few_for_classes([units[number] for number in order[:kept]], taken, class_names))
     validates = validation_places([stratum[number] for number in order], validation_share, sizes, kept)
@@ -250,18 +250,35 @@ def _refuse_lack(units: Sequence[_Unit], wanted: int, classes: frozenset[int], n
         )
 
 
-def _front(sizes: Sequence[int], wanted: int, *, exact: bool) -> int:
+def _front(sizes: Sequence[int], wanted: int, kept: int, *, exact: bool) -> int:
     """Number of units at the front whose images come nearest to ``wanted``, the fewer of two; DataError as told."""
     totals = list(accumulate(sizes))
     best = min(range(len(totals)), key=lambda place: abs(totals[place] - wanted))
     if exact and totals[best] != wanted:
-        below, above = [total for total in totals if total < wanted], [total for total in totals if total > wanted]
-        around = " or ".join(str(total) for total in (*below[-1:], *above[:1]))
+        fronts, sums = _around(totals[max(kept, 1) - 1 :], wanted), _sums(sizes)  # fewer would not show every class
+        said = f"whole groups in the order of this seed make up {fronts} labelled images: ask for so many"
+        if wanted in sums:
+            raise DataError(f"count is {wanted}, but {said}, give a fraction, or take another seed.")
+        nearest = _around(sums, wanted)
         raise DataError(
-            f"count is {wanted}, but whole groups in the order of this seed make up {around} labelled images: ask for"
-            " so many, give a fraction, or take another seed."
+            f"count is {wanted}, which no whole groups have together, the nearest numbers are {nearest}; {said}, or"
+            " give a fraction."
         )
     return best + 1
+
+
+def _around(totals: Sequence[int], wanted: int) -> str:
+    """The nearest of rising numbers below and above another."""
+    below, above = [total for total in totals if total < wanted], [total for total in totals if total > wanted]
+    return " or ".join(str(total) for total in (*below[-1:], *above[:1]))
+
+
+def _sums(sizes: Iterable[int]) -> list[int]:
+    """Every number of images above 0 that some whole groups have together, in rising order."""
+    reached = 1  # bit n: n images can be had
+    for size in sizes:
+        reached |= reached << size
+    return [number for number, bit in enumerate(reversed(f"{reached:b}")) if number and bit == "1"]
 
 
 def _too_few_for_classes(cover: Sequence[_Unit], taken: int, names: Sequence[str]) -> str:

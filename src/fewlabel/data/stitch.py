@@ -8,7 +8,7 @@ apart. Masks are runs throughout; what is kept is what tiles to come can still s
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ import numpy as np
 from fewlabel.core.errors import DataError
 from fewlabel.core.rle import Spans, box, clip, first_pixel, from_many_spans, join, shared, shift, spans
 from fewlabel.core.types import Instances
-from fewlabel.data.tiles import Crop
+from fewlabel.data.tiles import OVERLAP, TILE, Crop, crops
 
 AGREE = 0.5  # least overlap of two views of one object: no view has more than that with each of two disjoint ones
 
@@ -252,6 +252,24 @@ def stitch(size: tuple[int, int], crops: Sequence[Crop], found: Iterable[Instanc
         parts[0].source,
         parts[0].round,
     )
+
+
+def over_crops(
+    size: tuple[int, int], find: Callable[[Crop], Instances], tile: int = TILE, overlap: int = OVERLAP
+) -> Instances:
+    """Find the objects of an image tile by tile; one tile is looked at at a time.
+
+    Args:
+        size: Rows and columns of the image.
+        find: Gives the instances of one tile, with masks of the tile's size.
+        tile: Side of a tile in pixels.
+        overlap: Least overlap of neighbours; more than the largest object has.
+
+    Returns:
+        The instances of the image, see `stitch`.
+    """
+    places = crops(*size, tile, overlap)
+    return stitch(size, places, (find(place) for place in places))
 
 
 def _views(instances: Instances, crop: Crop, index: int, size: tuple[int, int]) -> Iterator[View]:

@@ -2,7 +2,8 @@
 
 TIFF is read by its tiles or strips, from the file itself where it is uncompressed in one piece, and `.npy` from the
 file itself. Everything else (PNG, JPEG, BMP; TIFF that is turned, has a palette or another compression than deflate;
-tiles or strips of more than `LARGE_SEGMENT` pixels; integers of more than 16 bits) is decoded as a whole, once.
+tiles or strips of more than `LARGE_SEGMENT` pixels; integers of more than 16 bits) is decoded as a whole, once, and
+held as it is stored.
 
 Values are those of `fewlabel.data.pixels.read_image`. No file stays open between reads, so readers need no closing and
 may be used in threads.
@@ -10,6 +11,7 @@ may be used in threads.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -17,14 +19,19 @@ import numpy as np
 import tifffile
 
 from fewlabel.core.errors import DataError
-from fewlabel.core.types import Image
+from fewlabel.core.radiometry import Radiometry
+from fewlabel.core.types import STANDARD, Image
 from fewlabel.data import npy
-from fewlabel.data.decoders import ORIENTATION, PLAIN_TIFF, FileError, translated
-from fewlabel.data.pixels import read_image
+from fewlabel.data.decoders import ORIENTATION, PLAIN_TIFF, FileError, announced_size, check_size, translated
+from fewlabel.data.pixels import MAX_PIXELS, read_stored
+
+HELD = 2**24
+"""Pixels up to which an image is read as a whole."""
 
 MAX_WINDOWED = 2**32 - 1  # height x width; COCO's run-length codes count in 32 bits
 LARGE_SEGMENT = 2**24  # pixels of a tile or strip; decoding larger ones again for each window costs more than keeping
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_SPARSE = 256  # pixels in a byte of a file, beyond which an image shows next to nothing
 _TYPES = ("bool", "uint8", "int8", "uint16", "int16", "float16", "float32", "float64")
 _BITS = (1, 8, 16, 32, 64)
 
@@ -38,6 +45,7 @@ class WindowReader(Protocol):
         dtype: What the file holds, such as `"uint16"`.
         bit_depth: Bits per channel in the file.
         block: Rows that are decoded together; reads of whole multiples of it decode nothing twice.
+        nbytes: Memory that the pixels take between reads.
     """
 
     @property
@@ -50,6 +58,8 @@ class WindowReader(Protocol):
     def bit_depth(self) -> int: ...  # noqa: D102
     @property
     def block(self) -> int: ...  # noqa: D102
+    @property
+    def nbytes(self) -> int: ...  # noqa: D102
 
     def read(self, top: int, left: int, height: int, width: int) -> np.ndarray:
         """Read one window.
@@ -87,6 +97,7 @@ class _Windows(ABC):
     def __init__(self, header: _Header, path: Path | None) -> None:
         self.size, self.channels, self.dtype, self.bit_depth, self.block = header
         self.path = path
+        self.nbytes = 0
 
     def read(self, top: int, left: int, height: int, width: int) -> np.ndarray:
         """Read one window; see `WindowReader.read`."""
@@ -115,10 +126,32 @@ class ImageWindows(_Windows):
     def __init__(self, image: Image) -> None:
         """Take an image; its pixels are not copied."""
         super().__init__(_Header(image.size, image.channels, image.dtype, image.bit_depth), image.path)
-        self._pixels = image.pixels
+        self._pixels, self.nbytes = image.pixels, image.pixels.nbytes
 
     def _read(self, top: int, left: int, height: int, width: int) -> np.ndarray:
         return self._pixels[:, top : top + height, left : left + width].copy()
+
+
+class StoredWindows(_Windows):
+    """Windows of a file that was decoded as a whole; its values are held in the file's own type."""
+
+    def __init__(self, path: Path, max_pixels: int) -> None:
+        """Decode a file.
+
+        Args:
+            path: The file.
+            max_pixels: Largest allowed height x width.
+
+        Raises:
+            FileError: As `fewlabel.data.pixels.read_image`.
+        """
+        raster = read_stored(path, max_pixels=max_pixels)
+        self._values, (height, width, channels) = raster.values, raster.values.shape
+        super().__init__(_Header((height, width), channels, raster.dtype, raster.bits), path)
+        self.nbytes = raster.values.nbytes
+
+    def _read(self, top: int, left: int, height: int, width: int) -> np.ndarray:
+        return _float32(self._values[top : top + height, left : left + width].transpose(2, 0, 1))
 
 
 class NpyWindows(_Windows):
@@ -224,15 +257,68 @@ class TiffWindows(_Windows):
         return result
 
 
-def open_windows(path: Path | str) -> WindowReader:
+@dataclass(frozen=True)
+class LargeImage:
+    """An image of a data set that is read by windows.
+
+    Attributes:
+        id: Name that is unique in its data set.
+        reader: Its windows.
+        path: The file.
+        radiometry: How its data set's values become the input of networks.
+    """
+
+    id: str
+    reader: WindowReader
+    path: Path
+    radiometry: Radiometry = STANDARD
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return self.reader.size
+
+    @property
+    def height(self) -> int:
+        """Rows."""
+        return self.reader.size[0]
+
+    @property
+    def width(self) -> int:
+        """Columns."""
+        return self.reader.size[1]
+
+
+def is_large(path: Path) -> bool:
+    """Whether a file announces more than `HELD` pixels; one that cannot be read does not.
+
+    A file of so few bytes that such an image would show next to nothing is not opened, so small files cost nothing.
+    """
+    try:
+        if path.stat().st_size * _SPARSE <= HELD:
+            return False
+        height, width = announced_size(path)
+    except (OSError, FileError):  # reading the file says what is wrong with it
+        return False
+    return height * width > HELD
+
+
+def open_large(path: Path, id: str, radiometry: Radiometry, *, max_pixels: int = MAX_PIXELS) -> LargeImage:
+    """Open an image to be read by windows; FileError as `open_windows`, and if it has more than ``max_pixels``."""
+    reader = open_windows(path, max_pixels=max_pixels)
+    check_size(*reader.size, path, max_pixels)
+    return LargeImage(id, reader, path, radiometry)
+
+
+def open_windows(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> WindowReader:
     """Open an image file for reading by windows.
 
     Args:
         path: PNG, JPEG, BMP, single-page TIFF, or `.npy` `(H, W)` or `(C, H, W)`; told by the first bytes.
+        max_pixels: Largest allowed height x width of files that have to be decoded as a whole (see the module).
 
     Returns:
-        Its reader. Files that have to be decoded as a whole (see the module) are decoded now, and may have
-        `fewlabel.data.pixels.MAX_PIXELS` pixels; others `MAX_WINDOWED`.
+        Its reader. Files that have to be decoded as a whole are decoded now; others may have `MAX_WINDOWED` pixels.
 
     Raises:
         FileError: The file is missing, empty, truncated, no image, or too large.
@@ -252,7 +338,7 @@ def open_windows(path: Path | str) -> WindowReader:
         with translated(path), tifffile.TiffFile(path) as tiff:
             if len(tiff.pages) == 1 and _is_windowed(tiff.pages[0]):
                 return TiffWindows(path, tiff.pages[0])
-    return ImageWindows(read_image(path))
+    return StoredWindows(path, max_pixels)
 
 
 def _is_windowed(page: Any) -> bool:

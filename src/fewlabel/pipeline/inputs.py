@@ -33,7 +33,8 @@ def open_dataset(data: DataSection, exclude: Iterable[str] = (), *, strict: bool
     if data.unlabelled is None:
         return dataset
     inside = frozenset(id.removeprefix(PREFIX) for id in left_out if id.startswith(PREFIX))
-    return JoinedDataset(dataset, open_folder(data.unlabelled, data.unlabelled_format, inside, **options))
+    further = open_folder(data.unlabelled, data.unlabelled_format, inside, every=data.unlabelled_every, **options)
+    return JoinedDataset(dataset, further)
 
 
 def data_section(root: Path, format: str = "auto", max_pixels: int = MAX_PIXELS) -> DataSection:

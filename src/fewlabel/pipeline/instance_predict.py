@@ -14,8 +14,8 @@ from fewlabel.data.pixels import MAX_PIXELS, read_image
 from fewlabel.data.views import colours
 from fewlabel.deploy.overlay import overlay
 from fewlabel.deploy.predictions import Found, Head, PredictSummary, write_predictions
+from fewlabel.pipeline.instance_tiles import objects_of_any_size
 from fewlabel.s4m.checkpoint import CARD, InstanceModel, load_model
-from fewlabel.s4m.predict import find_objects
 
 PLACES = ("smaller/smaller", "train/fewlabel")
 """Where a run keeps the network that ships: the smaller one if there is one."""
@@ -79,8 +79,7 @@ def predict_instances(
 def _find(model: InstanceModel, image: Image) -> Found:
     """What a network finds in an image, from its threshold on."""
     seen = colours(replace(image, radiometry=model.card.radiometry))
-    objects = find_objects(model.network, seen, side=model.card.side)
-    objects = objects.select(objects.scores >= model.card.threshold)
+    objects = objects_of_any_size(model.network, seen, model.card.threshold, model.card.side)
     labels = label_map(objects)
     return Found.of_masks(objects, labels, overlay(image.grey(), edges(labels)))
 

@@ -33,7 +33,7 @@ class DataSection(Section):
     unlabelled_every: int = Field(
         1,
         ge=1,
-        description="Of each of their videos and sequences only every so many frames is taken, from the first on.",
+        description="Of each of their videos and sequences each so-many-th frame is taken, the first one too.",
     )
     radiometry: Radiometry = Field(
         Radiometry(), description="How grey values become the input of networks; recorded in the exported model."

@@ -64,7 +64,11 @@ def draw_unlabelled(draw: Draw, config: TeachConfig, seed: int, step: int) -> Ba
     """
     rng = np.random.default_rng([seed, step, UNLABELLED_STREAM])
     blank = [
-        replace(patch, target=np.zeros_like(patch.target), weight=np.zeros_like(patch.weight))
+        replace(
+            patch,
+            target=np.broadcast_to(np.False_, patch.target.shape),
+            weight=np.broadcast_to(np.float32(0), patch.target.shape),
+        )
         for patch in draw(config.unlabelled, rng)
     ]
     return crop_batch(blank, config.crop, rng, config.augment)

@@ -12,6 +12,7 @@ from tests.data.readers.contract import SIZES, ReaderContract, objects, pictures
 
 from fewlabel.core.errors import DataError
 from fewlabel.core.masks import decode, encode
+from fewlabel.data.check import check
 from fewlabel.data.readers import find_layout, open_folder
 from fewlabel.data.readers.coco import CocoDataset
 
@@ -324,3 +325,36 @@ class TestContract(ReaderContract):
         for annotation, mask in zip(known.loadAnns(known.getAnnIds()), sample.instances.masks(), strict=True):
             np.testing.assert_array_equal(known.annToMask(annotation).astype(bool), mask)
         assert sample.image.size == pictures()["a"].shape
+
+
+def test_a_damaged_file_among_several_is_told_and_the_rest_goes_on(tmp_path):
+    for name in ("train2017/a.png", "train2017/b.png", "val2017/c.png", "val2017/d.png"):
+        save_grey(tmp_path / name)
+    box = [{"image_id": 1, "bbox": [1, 1, 4, 3]}]
+    coco(tmp_path / "annotations/instances_train2017.json", ["a.png"], box)
+    broken = coco(tmp_path / "annotations/instances_val2017.json", ["c.png"], box)
+    broken.write_text(broken.read_text()[:-30])
+    refuses(tmp_path, "instances_val2017.json is damaged")
+    data = CocoDataset(tmp_path, strict=False)
+    assert [(problem.id, problem.file) for problem in data.problems] == [
+        ("annotations__instances_val2017.json", broken)
+    ]
+    assert "is damaged" in data.problems[0].reason
+    # What the damaged file lists is unknown, so no image beside it may train as an unlabelled one.
+    assert (data.train_ids, data.test_ids) == (("a",), ())
+    assert len(data.labelled("a").instances) == 1
+    left_out = frozenset(problem.id for problem in data.problems)
+    assert CocoDataset(tmp_path, left_out).train_ids == ("a",)  # as a run opens it after a check that went on
+    report = check(data, keep_going=True, rejected_csv=tmp_path / "rejected.csv")
+    assert report.train == 1 and "instances_val2017.json" in (tmp_path / "rejected.csv").read_text()
+
+
+@pytest.mark.parametrize("files", [1, 2])
+def test_without_a_file_that_can_be_read_going_on_is_no_help(tmp_path, files):
+    save_grey(tmp_path / "images/a.png")
+    for part in ("train", "val")[:files]:
+        coco(tmp_path / f"annotations/instances_{part}.json", ["a.png"], ())
+        path = tmp_path / f"annotations/instances_{part}.json"
+        path.write_text(path.read_text()[:-2])
+    with pytest.raises(DataError, match=r"instances_train.json is damaged"):
+        CocoDataset(tmp_path, strict=False)

@@ -8,6 +8,8 @@ from hypothesis.extra import numpy as arrays
 from scipy import ndimage
 
 from fewlabel.core.errors import DataError
+from fewlabel.core.types import Instances
+from fewlabel.data.readers import maps as module
 from fewlabel.data.readers.maps import class_of, from_indexes, from_numbers, read_names
 
 
@@ -92,3 +94,19 @@ def test_the_class_of_most_pixels(numbers, random):
     for number, index in zip(wanted, class_of(numbers, wanted, indexes), strict=True):
         votes = [int((indexes[numbers == number] == kind).sum()) for kind in range(256)]
         assert index == (max(range(1, 256), key=lambda kind: (votes[kind], -kind)) if sum(votes[1:]) else 0)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_large_maps_are_read_by_bands(monkeypatch, seed):
+    """Byte for byte what small ones give, with gaps in the numbers and objects across the bands."""
+    rng = np.random.default_rng(seed)
+    numbers = np.repeat(rng.integers(0, 40, (30, 23)) * (rng.random((30, 23)) < 0.4), 3, axis=0).astype(np.int32) * 7
+    whole, names = module.from_numbers(numbers)
+    mask = module.from_mask(numbers > 0)
+    monkeypatch.setattr(module, "HELD", 100)
+    monkeypatch.setattr(module, "BAND", 13)
+    found, same = module.from_numbers(numbers)
+    assert found.to_json() == whole.to_json() and np.array_equal(same, names) and same.dtype == names.dtype
+    assert module.from_mask(numbers > 0).to_json() == mask.to_json() == Instances.from_semantic(numbers > 0).to_json()
+    empty = np.zeros((20, 20), np.int32)
+    assert len(module.from_numbers(empty)[0]) == len(module.from_mask(empty > 0)) == 0

@@ -12,6 +12,7 @@ from tests.data.readers.contract import SIZES, ReaderContract, objects, pictures
 from fewlabel.core.errors import DataError
 from fewlabel.core.types import Instances
 from fewlabel.data.readers import find_layout, open_folder
+from fewlabel.data.readers.masks import MasksDataset
 
 
 def save(path: Path, values: np.ndarray, palette: bool = False) -> None:
@@ -260,3 +261,24 @@ def test_nuclei(real_data):
     assert len(data.labelled(crowded).instances) == 375
     for name in ("NUAA-SIRST", "NUDT-SIRST"):
         assert find_layout(real_data / name).format == "sirst"
+
+
+@pytest.mark.parametrize("layout", ["folders", "flat", "scenes"])
+def test_a_list_that_is_not_read_is_refused(tmp_path, layout):
+    names = {"folders": ["day/a", "day/b", "night/c"], "flat": ["a", "b", "c"], "scenes": ["a", "b", "c"]}[layout]
+    for number, name in enumerate(names):
+        for folder in ("images", "masks" if layout == "scenes" else "labels"):
+            path = tmp_path / name / folder / f"{name}.png" if layout == "scenes" else tmp_path / folder / f"{name}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            values = np.zeros((12, 12), np.uint8)
+            values[number : number + 3, 2:5] = 200 if folder == "images" else 1
+            Pillow.fromarray(values).save(path)
+    assert len(MasksDataset(tmp_path).train_ids) == 3
+    (tmp_path / "50_50").mkdir()
+    (tmp_path / "50_50/test.txt").write_text("a\nb\n")
+    where = "the root as train.txt" if layout == "scenes" else "the root or img_idx/ as train.txt"
+    for strict in (True, False):
+        with pytest.raises(DataError, match=rf"50_50 holds the id list test.txt, which is not read.*{where}"):
+            MasksDataset(tmp_path, strict=strict)
+    (tmp_path / "test.txt").write_text("\n".join(name.replace("/", "__") for name in names[:1]))
+    assert len(MasksDataset(tmp_path).test_ids) == 1  # with a list that is read others are nobody's business

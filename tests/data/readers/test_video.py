@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+from PIL import Image as Pillow
 from tests.data.readers.contract import pictures, save_pictures
 from tests.data.test_film import KINDS, number_of, record
 
@@ -129,3 +130,34 @@ def test_frames_read_by_several_threads(tmp_path):
     with ThreadPoolExecutor(4) as threads:
         found = list(threads.map(lambda id: number_of(data.image(id).pixels[0]), data.train_ids))
     assert found == [*range(40), *range(40)]
+
+
+@pytest.mark.parametrize("every", [1, 2, 5, 100])
+def test_every_so_many_frames_of_each_group(tmp_path, every):
+    data = open_folder(make(tmp_path / "set"), every=every)
+    whole = open_folder(tmp_path / "set")
+    groups = {}
+    for id in whole.train_ids:
+        groups.setdefault(whole.group(id), []).append(id)
+    expected = [id for group in groups.values() for id in group[::every]]
+    assert sorted(expected) == list(data.train_ids)
+    assert {"a", "b", "c", "x__000000", "pages__000000"} <= set(data.train_ids)
+    rejected = frozenset(["pages__000000", "a"])  # leaving out a frame moves no other
+    left = open_folder(tmp_path / "set", exclude=rejected, every=every)
+    assert set(left.train_ids) == set(data.train_ids) - rejected
+
+
+def test_animations_are_refused_in_a_sentence(tmp_path):
+    frames = [Pillow.fromarray((frame >> 6).astype(np.uint8)) for frame in FRAMES]
+    for name in ("gif/a.gif", "png/a.png"):
+        (tmp_path / name).parent.mkdir()
+        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
+    with pytest.raises(DataError, match=r"a.gif is an animation, which is not read: save it as a video"):
+        open_folder(tmp_path / "gif")
+    with pytest.raises(DataError, match=r"a.png is an animated PNG of 5 frames: save it as a video"):
+        open_folder(tmp_path / "png").image("a")
+    frames[0].save(tmp_path / "png/b.png")
+    (tmp_path / "gif/a.gif").rename(tmp_path / "png/c.gif")
+    data = open_folder(tmp_path / "png", "video", strict=False)
+    assert data.image("b").size == (9, 13)
+    assert [problem.file.name for problem in data.problems] == ["c.gif"]

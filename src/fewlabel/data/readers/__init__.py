@@ -90,6 +90,7 @@ def open_folder(
     strict: bool = True,
     max_pixels: int = MAX_PIXELS,
     radiometry: Radiometry = STANDARD,
+    every: int = 1,
 ) -> FolderDataset:
     """Open a data set.
 
@@ -100,6 +101,7 @@ def open_folder(
         strict: As `FolderDataset`.
         max_pixels: As `FolderDataset`.
         radiometry: As `FolderDataset`.
+        every: As `FolderDataset`.
 
     Returns:
         The data set.
@@ -110,4 +112,4 @@ def open_folder(
     if format not in FORMATS:
         raise DataError(f"There is no data format {format!r}; choose one of {', '.join(FORMATS)}.")
     name = find_layout(root).format if format == "auto" else format
-    return READERS[name](root, exclude, strict=strict, max_pixels=max_pixels, radiometry=radiometry)
+    return READERS[name](root, exclude, strict=strict, max_pixels=max_pixels, radiometry=radiometry, every=every)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 from fewlabel.core.errors import DataError
 from fewlabel.core.radiometry import Radiometry
-from fewlabel.core.types import STANDARD, Image, Instances, Labelled, Unlabelled
-from fewlabel.data.dataset import Problem, first_of
+from fewlabel.core.types import STANDARD, Image, Labelled, Unlabelled
+from fewlabel.data.dataset import Canvas, Problem, first_of
+from fewlabel.data.dataset import Labels as Labels
+from fewlabel.data.moments import WHOLE
 from fewlabel.data.pixels import MAX_PIXELS, FileError, read_image
+from fewlabel.data.windows import LargeImage, is_large, open_large
 
 ENDINGS = (".png", ".bmp", ".jpg", ".jpeg", ".tif", ".tiff", ".npy")
 """Endings of image files, in lower case."""
@@ -22,18 +25,6 @@ NAME = 255  # characters that a file's name may have
 
 TARGET = ("target",)
 """Classes of a data set that tells objects from background only."""
-
-
-class Labels(NamedTuple):
-    """What a data set says about one image.
-
-    Attributes:
-        instances: Its objects.
-        ignored: Regions that are neither object nor background, or None.
-    """
-
-    instances: Instances
-    ignored: Instances | None = None
 
 
 @dataclass(frozen=True)
@@ -71,6 +62,8 @@ class FolderDataset(ABC):
             such an id raises.
         max_pixels: Largest height x width of an image or mask that is decoded.
         radiometry: How grey values become the input of networks; every image carries it.
+        every: Of the images of a part that belong to one group, such as the frames of a video, only each ``every``-th
+            is taken, beginning with the first; they are counted before ``exclude``, so that it moves none.
 
     Attributes:
         format: The layout's name, a key of `fewlabel.data.readers.READERS`.
@@ -99,6 +92,7 @@ class FolderDataset(ABC):
         strict: bool = True,
         max_pixels: int = MAX_PIXELS,
         radiometry: Radiometry = STANDARD,
+        every: int = 1,
     ) -> None:
         self.root = Path(root)
         self.max_pixels = max_pixels
@@ -113,10 +107,12 @@ class FolderDataset(ABC):
             raise DataError(first_of(self.name, problems))
         self.problems: tuple[Problem, ...] = tuple(problems)
         self.classes = index.classes
-        self.train_ids = tuple(id for id in dict.fromkeys(index.train) if id not in exclude)
-        self.test_ids = tuple(id for id in dict.fromkeys(index.test) if id not in exclude)
-        self._images = index.images
+        self._images = _Files(index.images)
         self._labelled = index.labelled
+        self.train_ids, self.test_ids = (
+            tuple(id for id in self._thinned(dict.fromkeys(part), every) if id not in exclude)
+            for part in (index.train, index.test)
+        )
 
     @classmethod
     @abstractmethod
@@ -131,8 +127,20 @@ class FolderDataset(ABC):
         """Find the files below ``self.root``; DataError if they do not have the layout."""
 
     @abstractmethod
-    def _labels(self, id: str, image: Image) -> Labels:
+    def _labels(self, id: str, image: Canvas) -> Labels:
         """Read the labels of an id that has some; DataError if they cannot be used."""
+
+    def _thinned(self, ids: Iterable[str], every: int) -> Iterator[str]:
+        """Each ``every``-th id of each group, from the first one on."""
+        seen = Counter[str]()
+        for id in ids:
+            if every == 1:
+                yield id
+                continue
+            group = self.group(id) if id in self._images else id
+            if seen[group] % every == 0:
+                yield id
+            seen[group] += 1
 
     def has_mask(self, id: str) -> bool:
         """Whether the data set has labels for this id, be they none; no file is opened."""
@@ -153,13 +161,28 @@ class FolderDataset(ABC):
             DataError: No labels, a broken file, or labels of another size than their image.
         """
         image = self.image(id)
-        if not self.has_mask(id):
-            raise DataError(f"image '{id}' of {self.name} has no labels: add them or use it unlabelled.")
-        return Labelled(image, *self._labels(id, image))
+        return Labelled(image, *self.labels(id, image))
 
     def unlabelled(self, id: str) -> Unlabelled:
         """Read the image alone; DataError as `image`."""
         return Unlabelled(self.image(id))
+
+    def opened(self, id: str) -> Image | LargeImage:
+        """Read the image, or open its file by windows; see `fewlabel.data.dataset.Dataset.opened`."""
+        path = self._file(id)
+        if self.radiometry.policy in WHOLE or not self._is_alone(id) or not is_large(path):
+            return self.image(id)
+        return open_large(path, id, self.radiometry, max_pixels=self.max_pixels)
+
+    def labels(self, id: str, image: Canvas) -> Labels:
+        """Read the labels of an image that is open; DataError as `labelled`."""
+        if not self.has_mask(id):
+            raise DataError(f"image '{id}' of {self.name} has no labels: add them or use it unlabelled.")
+        return self._labels(id, image)
+
+    def _is_alone(self, id: str) -> bool:
+        """Whether an image has its file for itself; readers of files that hold several images say so."""
+        return True
 
     def _image(self, id: str) -> Image:
         """Decode the image of an id; readers of files that hold several images do it in their own way."""
@@ -172,7 +195,27 @@ class FolderDataset(ABC):
         return only(self._images[id])
 
 
-def refuse_size(path: Path, kind: str, size: tuple[int, int], image: Image) -> None:
+class _Files(Mapping[str, tuple[Path, ...]]):
+    """Files by id, held as text: a hundred thousand paths take four times as much."""
+
+    def __init__(self, files: Mapping[str, tuple[Path, ...]]) -> None:
+        self._names = {id: tuple(map(str, paths)) if len(paths) > 1 else str(paths[0]) for id, paths in files.items()}
+
+    def __getitem__(self, id: str) -> tuple[Path, ...]:
+        names = self._names[id]
+        return (Path(names),) if isinstance(names, str) else tuple(map(Path, names))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __contains__(self, id: object) -> bool:
+        return id in self._names
+
+
+def refuse_size(path: Path, kind: str, size: tuple[int, int], image: Canvas) -> None:
     """Raise a FileError if labels are not of the size of their image.
 
     Args:

@@ -27,8 +27,8 @@ import numpy as np
 
 from fewlabel.core.errors import DataError
 from fewlabel.core.masks import decode
-from fewlabel.core.types import Image
 from fewlabel.data import polygons
+from fewlabel.data.dataset import Canvas
 from fewlabel.data.pixels import FileError
 from fewlabel.data.readers.base import FolderDataset, Index, Labels, by_stem, only, refuse_size, twins
 from fewlabel.data.readers.documents import read_object
@@ -92,7 +92,7 @@ class CityscapesDataset(FolderDataset):
         self._file(id)
         return id.rpartition("_")[0] or id
 
-    def _labels(self, id: str, image: Image) -> Labels:
+    def _labels(self, id: str, image: Canvas) -> Labels:
         kind = next(kind for kind in KINDS if id in self._files[kind])
         path = only(self._files[kind][id])
         if kind == "labelIds":
@@ -128,7 +128,7 @@ def _components(ids: np.ndarray) -> Labels:
     return Labels(from_indexes(_classes(ids) + 1))
 
 
-def _painted(path: Path, image: Image) -> Labels:
+def _painted(path: Path, image: Canvas) -> Labels:
     """Objects and groups of a file of polygons."""
     value = read_object(path)
     height, width, items = (value.get(key) for key in ("imgHeight", "imgWidth", "objects"))

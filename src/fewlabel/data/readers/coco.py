@@ -25,8 +25,7 @@ import numpy as np
 
 from fewlabel.core.errors import DataError
 from fewlabel.core.masks import Rle, areas
-from fewlabel.core.types import Image
-from fewlabel.data.dataset import Problem
+from fewlabel.data.dataset import Canvas, Problem
 from fewlabel.data.pixels import FileError
 from fewlabel.data.polygons import ShapeError, fill_box, instances, rasterise, run_lengths
 from fewlabel.data.readers.base import TARGET, FolderDataset, Index, Labels, below, id_of
@@ -81,13 +80,16 @@ class CocoDataset(FolderDataset):
                 f"{self.root} holds no COCO file: expected annotations/instances_train.json or the like, with the keys"
                 " images, annotations and categories."
             )
+        found, damaged = _read_all(files, folder)
         # Files with labels come first, so that an image_info file that repeats an image takes nothing away.
-        documents = sorted((read_document(file, folder) for file in files), key=lambda found: found.annotations is None)
+        documents = sorted(found, key=lambda document: document.annotations is None)
         self._indexes, classes = merge_categories(documents)
         shelf = _Shelf(folder)
         entries, parts, problems = _listed(documents, shelf)
-        # A file alone, out of several, must not make unlabelled training images of the others' test images.
-        alone = self.root.is_file() and set(find_documents(folder)) - {self.root}
+        problems = damaged + problems
+        # A file alone, out of several, must not make unlabelled training images of the others' test images; nor must
+        # files beside a damaged one.
+        alone = damaged or self.root.is_file() and set(find_documents(folder)) - {self.root}
         spare = [] if alone else shelf.unlisted(entries)
         parts["train"] += spare
         names = [(path, str(entry.picture.name)) for path, entry in entries.items()]
@@ -107,7 +109,7 @@ class CocoDataset(FolderDataset):
         held = held_out(train, val, test, labelled)
         return Index(dict(images), labelled, *held, classes=classes or TARGET, problems=tuple(problems))
 
-    def _labels(self, id: str, image: Image) -> Labels:
+    def _labels(self, id: str, image: Canvas) -> Labels:
         file, picture, annotations = self._entries[id]
         if picture.size is not None and picture.size != image.size:
             raise FileError(
@@ -173,6 +175,21 @@ def read_shape(annotation: Annotation, size: tuple[int, int]) -> tuple[Rle, np.n
 
 def _plain(counts: object) -> object:
     return counts.tolist() if isinstance(counts, array) else counts
+
+
+def _read_all(files: Sequence[Path], folder: Path) -> tuple[list[Document], list[Problem]]:
+    """The documents of a data set, and one problem for each file that cannot be read; FileError if none can be."""
+    documents, problems = list[Document](), list[Problem]()
+    for file in files:
+        try:
+            documents.append(read_document(file, folder))
+        except FileError as error:
+            if len(files) == 1:
+                raise
+            problems.append(Problem(id_of(file.relative_to(folder)), file, str(error)))
+    if not documents:
+        raise FileError(problems[0].file, problems[0].reason)
+    return documents, problems
 
 
 def _folder(root: Path) -> Path:

@@ -26,9 +26,8 @@ import numpy as np
 
 from fewlabel.core.errors import DataError
 from fewlabel.core.masks import Rle, encode
-from fewlabel.core.types import Image
 from fewlabel.data import polygons
-from fewlabel.data.dataset import Problem
+from fewlabel.data.dataset import Canvas, Problem
 from fewlabel.data.pixels import FileError
 from fewlabel.data.readers.base import ENDINGS, FolderDataset, Index, Labels, below, id_of, refuse_size
 from fewlabel.data.readers.lists import folder_parts
@@ -86,7 +85,7 @@ class CvatDataset(FolderDataset):
         parts = folder_parts(folders, self._starts)
         return Index(images, frozenset(self._starts), *parts, classes, tuple(problems))
 
-    def _labels(self, id: str, image: Image) -> Labels:
+    def _labels(self, id: str, image: Canvas) -> Labels:
         path, element = self._document.path, self._document.child(self._starts[id])
         told = [number_of(element.get(side), path, f"{side} of image '{id}'") for side in ("height", "width")]
         refuse_size(path, f"annotation of '{id}'", (int(told[0]), int(told[1])), image)

@@ -30,8 +30,8 @@ from PIL import PngImagePlugin
 
 from fewlabel.core.errors import DataError
 from fewlabel.core.masks import Rle, areas, encode
-from fewlabel.core.types import Image, Instances
-from fewlabel.data.dataset import Problem
+from fewlabel.core.types import Instances
+from fewlabel.data.dataset import Canvas, Problem
 from fewlabel.data.pixels import FileError
 from fewlabel.data.polygons import ShapeError, fill_box, instances, rasterise, union
 from fewlabel.data.readers.base import ENDINGS, TARGET, FolderDataset, Index, Labels, below
@@ -145,7 +145,7 @@ class LabelmeDataset(FolderDataset):
                 except FileError as error:
                     problems.append(Problem(id or path.stem, path, str(error)))
 
-    def _labels(self, id: str, image: Image) -> Labels:
+    def _labels(self, id: str, image: Canvas) -> Labels:
         sheet = self._sheets[id]
         if sheet.size is not None and sheet.size != image.size:
             raise FileError(

@@ -129,6 +129,22 @@ def stray_list(root: Path, images: Collection[str]) -> Path | None:
     return None
 
 
+def refuse_stray(root: Path, images: Collection[str], read: str) -> None:
+    """Raise a DataError if a list lies where its reader does not look: were it overlooked, its test images would train.
+
+    Args:
+        root: The data set's folder.
+        images: Ids of all its images.
+        read: Where lists are looked for and what they are called, for the message.
+    """
+    stray = stray_list(root, images)
+    if stray is not None:
+        raise DataError(
+            f"{stray.parent} holds the id list {stray.name}, which is not read: lists are looked for in {read}, so move"
+            " those of the wanted split there and others out of the data folder."
+        )
+
+
 def _texts(folder: Path, depth: int) -> Iterator[Path]:
     """Text files of a folder and of those in it, in sorted order, without hidden ones and links to folders."""
     try:

@@ -9,15 +9,21 @@ from pathlib import Path
 
 import numpy as np
 
+from fewlabel.core.banded import banded_instances
 from fewlabel.core.errors import DataError
 from fewlabel.core.masks import components
-from fewlabel.core.types import Image, Instances
+from fewlabel.core.rle import Spans, box, from_many_spans, label_spans
+from fewlabel.core.types import Instances
+from fewlabel.data.dataset import Canvas
 from fewlabel.data.pixels import FileError, read_label_map
 from fewlabel.data.readers.base import Labels, refuse_size
 from fewlabel.data.readers.documents import read_text
+from fewlabel.data.windows import HELD
 
 IGNORED = 255
 """Class index of pixels that are neither object nor background."""
+
+BAND = 512  # rows of a large map that are looked at at once
 
 LONGEST = 255
 """Most characters of a class's name."""
@@ -26,7 +32,7 @@ BACKGROUNDS = ("background", "_background_", "__background__", "bg")
 """What lists of names call the index 0; such a name may stand first and is no class."""
 
 
-def read_map(path: Path, kind: str, image: Image, max_pixels: int) -> np.ndarray:
+def read_map(path: Path, kind: str, image: Canvas, max_pixels: int) -> np.ndarray:
     """Read a map of numbers of the image's size.
 
     Args:
@@ -48,6 +54,15 @@ def read_map(path: Path, kind: str, image: Image, max_pixels: int) -> np.ndarray
     return numbers
 
 
+def from_mask(mask: np.ndarray) -> Instances:
+    """One instance per 8-connected component of a mask bool (H, W); a large one is labelled band by band."""
+    if mask.size <= HELD:
+        return Instances.from_semantic(mask)
+    bands = (mask[top : top + BAND] for top in range(0, len(mask), BAND))
+    size = (mask.shape[0], mask.shape[1])
+    return banded_instances(((band, np.broadcast_to(1.0, band.shape)) for band in bands), size)
+
+
 def from_numbers(numbers: np.ndarray) -> tuple[Instances, np.ndarray]:
     """One instance per number, in as many pieces as it has.
 
@@ -57,10 +72,34 @@ def from_numbers(numbers: np.ndarray) -> tuple[Instances, np.ndarray]:
     Returns:
         Instances of class 0 in the order of their numbers, and these numbers int64 (N,).
     """
+    if numbers.size > HELD:
+        return _from_large(numbers)
     wanted = np.unique(numbers)
     wanted = wanted[wanted > 0].astype(np.int64)
     labels = np.where(numbers > 0, np.searchsorted(wanted, numbers) + 1, 0).astype(np.int32)
     return Instances.from_components(labels, np.arange(1, len(wanted) + 1)), wanted
+
+
+def _from_large(numbers: np.ndarray) -> tuple[Instances, np.ndarray]:
+    """As `from_numbers`, by the runs of bands: no second map of the image's size is made."""
+    size = height, _ = (numbers.shape[0], numbers.shape[1])
+    found = [label_spans(numbers[top : top + BAND], height, top) for top in range(0, height, BAND)]
+    owner = np.concatenate([owners for owners, _ in found])
+    starts, stops = (np.concatenate([runs[edge] for _, runs in found]) for edge in (0, 1))
+    order = np.lexsort((starts, owner))
+    runs = Spans(starts[order], stops[order])
+    wanted, first = np.unique(owner[order], return_index=True)
+    edges = np.append(first, len(owner))
+    each = [Spans(runs.starts[a:b], runs.stops[a:b]) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    count = len(wanted)
+    instances = Instances(
+        size,
+        tuple(from_many_spans(runs, edges, size)),
+        np.zeros(count, np.int64),
+        np.ones(count, np.float32),
+        np.array([box(own, height) for own in each], np.float32).reshape(-1, 4),
+    )
+    return instances, wanted
 
 
 def from_indexes(indexes: np.ndarray) -> Instances:

@@ -15,7 +15,8 @@ With instances/ the class maps only say which class an object has (that of most 
 Without it the objects are the 8-connected components of each class, or of the mask. Class maps that hold nothing but
 0 and 255 in the whole data set are binary masks.
 
-Without lists, folders called train, val and test (or training, validation) within images/ are the parts.
+Without lists, folders called train, val and test (or training, validation) within images/ are the parts. Without either
+a list somewhere else is an error: were it overlooked, its test images would train.
 
 Also read is one folder per image with one mask file per object, as BBBC038 has it: root/ID/images/ID.png beside
 root/ID/masks/*.png (or one folder deeper, in stage1_train/). A folder without masks/ is an unlabelled image.
@@ -29,7 +30,7 @@ from pathlib import Path
 import numpy as np
 
 from fewlabel.core.errors import DataError
-from fewlabel.core.types import Image, Instances
+from fewlabel.data.dataset import Canvas
 from fewlabel.data.pixels import FileError, read_label_map, read_mask
 from fewlabel.data.readers.base import (
     ENDINGS,
@@ -43,11 +44,12 @@ from fewlabel.data.readers.base import (
     refuse_size,
     twins,
 )
-from fewlabel.data.readers.lists import FOLDERS, Lists, find_lists, folder_parts, listed_parts
+from fewlabel.data.readers.lists import FOLDERS, Lists, find_lists, folder_parts, listed_parts, refuse_stray
 from fewlabel.data.readers.maps import (
     IGNORED,
     classified,
     from_indexes,
+    from_mask,
     from_numbers,
     read_map,
     read_names,
@@ -59,6 +61,9 @@ from fewlabel.data.readers.scenes import read_scene, scenes
 IMAGES, NUMBERS, BINARY = "images", "instances", "masks"
 INDEXES = ("labels", "annotations", "semantic", "SegmentationClass", "SegmentationClassPNG")
 NAMES = ("classes.txt", "classes.json")
+LISTED, LISTED_SCENES = (
+    f"{where} as train.txt, val.txt and test.txt" for where in ("the root or img_idx/", "the root")
+)
 
 Files = dict[str, tuple[Path, ...]]
 
@@ -112,6 +117,8 @@ class MasksDataset(FolderDataset):
         if not images:
             return None
         lists = find_lists(self.root)
+        if not lists.all():
+            refuse_stray(self.root, images, LISTED_SCENES)
         problems = tuple(list_problems(lists.all(), images, self.root))
         return Index(images, frozenset(self._scenes), *listed_parts(lists, images, self._scenes), problems=problems)
 
@@ -130,6 +137,8 @@ class MasksDataset(FolderDataset):
         folders = {id: paths[0].relative_to(self.root / IMAGES).parts[0] for id, paths in images.items()}
         if not lists.all() and {FOLDERS.get(name.lower()) for name in folders.values()} & {"val", "test"}:
             return folder_parts(folders, labels)
+        if not lists.all():
+            refuse_stray(self.root, {paths[0].stem for paths in images.values()}, LISTED)
         return listed_parts(lists, images, labels)
 
     def _names(self) -> tuple[str, ...]:
@@ -155,14 +164,14 @@ class MasksDataset(FolderDataset):
             return listed or TARGET
         return listed or tuple(f"class {number}" for number in range(1, max(highest, 1) + 1))
 
-    def _labels(self, id: str, image: Image) -> Labels:
+    def _labels(self, id: str, image: Canvas) -> Labels:
         if id in self._scenes:
             return Labels(read_scene(self._scenes[id], image, self.max_pixels))
         if id in self._masks:
             path = only(self._masks[id])
             mask = read_mask(path, max_pixels=self.max_pixels)
             refuse_size(path, "mask", (mask.shape[0], mask.shape[1]), image)
-            return Labels(Instances.from_semantic(mask))
+            return Labels(from_mask(mask))
         indexes = None
         if id in self._indexes:
             indexes_path = only(self._indexes[id])

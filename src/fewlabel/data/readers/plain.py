@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fewlabel.core.errors import DataError
-from fewlabel.core.types import Image
+from fewlabel.data.dataset import Canvas
 from fewlabel.data.readers.base import ENDINGS, FolderDataset, Index, Labels, below
 
 
@@ -28,7 +28,7 @@ class PlainDataset(FolderDataset):
             raise DataError(f"{self.root} holds no image: expected files that end with {', '.join(ENDINGS)}.")
         return Index(images, frozenset(), tuple(sorted(images)))
 
-    def _labels(self, id: str, image: Image) -> Labels:
+    def _labels(self, id: str, image: Canvas) -> Labels:
         raise DataError(f"{self.name} has no labels, so none can be read for '{id}': use it unlabelled.")
 
     def group(self, id: str) -> str:

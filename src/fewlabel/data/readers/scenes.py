@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fewlabel.core.masks import Rle, encode
-from fewlabel.core.types import Image, Instances
+from fewlabel.core.types import Instances
 from fewlabel.data import polygons
+from fewlabel.data.dataset import Canvas
 from fewlabel.data.pixels import read_mask
 from fewlabel.data.readers.base import by_stem, refuse_size
 
@@ -46,7 +47,7 @@ def scenes(root: Path) -> Iterator[tuple[str, Scene]]:
                 yield folder.name, Scene(images, masks)
 
 
-def read_scene(masks: tuple[Path, ...], image: Image, max_pixels: int) -> Instances:
+def read_scene(masks: tuple[Path, ...], image: Canvas, max_pixels: int) -> Instances:
     """One instance per mask file, all of class 0; an empty mask is no object.
 
     Args:

@@ -23,7 +23,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fewlabel.core.errors import DataError
-from fewlabel.core.types import Image, Instances
+from fewlabel.data.dataset import Canvas
 from fewlabel.data.pixels import read_mask
 from fewlabel.data.readers.base import (
     ENDINGS,
@@ -36,7 +36,8 @@ from fewlabel.data.readers.base import (
     refuse_size,
     twins,
 )
-from fewlabel.data.readers.lists import Lists, exact_lists, listed_parts, prefixed_lists, read_lists, stray_list
+from fewlabel.data.readers.lists import Lists, exact_lists, listed_parts, prefixed_lists, read_lists, refuse_stray
+from fewlabel.data.readers.maps import from_mask
 
 FOLDERS = (("images", "masks"), ("mixed", "annotations/masks"), ("IRSTD1k_Img", "IRSTD1k_Label"))
 """Folders of images and masks."""
@@ -79,20 +80,19 @@ class SirstDataset(FolderDataset):
         if named and not self._masks:
             raise DataError(f"no mask in {masks} (such as '{next(iter(named))}') is named like an image: rename them.")
         lists = _lists(self.root)
-        if not lists.all() and (stray := stray_list(self.root, files)) is not None:
-            raise DataError(
-                f"{stray.parent} holds the id list {stray.name}, which is not read: lists are looked for in"
-                f" {', '.join(f'{name}/' for name in LISTS)} as train*.txt and test*.txt and in the root as train.txt"
-                " and test.txt, so move those of the wanted split there and others out of the data folder."
+        if not lists.all():
+            folders = ", ".join(f"{name}/" for name in LISTS)
+            refuse_stray(
+                self.root, files, f"{folders} as train*.txt and test*.txt and in the root as train.txt and test.txt"
             )
         problems = (*twins(self._masks), *list_problems(lists.all(), files, images))
         return Index(files, frozenset(self._masks), *listed_parts(lists, files, self._masks), problems=problems)
 
-    def _labels(self, id: str, image: Image) -> Labels:
+    def _labels(self, id: str, image: Canvas) -> Labels:
         path = only(self._masks[id])
         mask = read_mask(path, max_pixels=self.max_pixels)
         refuse_size(path, "mask", (mask.shape[0], mask.shape[1]), image)
-        return Labels(Instances.from_semantic(mask, source="human"))
+        return Labels(from_mask(mask))
 
 
 def _folders(root: Path) -> tuple[str, str]:

@@ -14,13 +14,14 @@ import numpy as np
 
 from fewlabel.core.errors import DataError
 from fewlabel.core.types import Image
-from fewlabel.data.dataset import Problem
+from fewlabel.data.dataset import Canvas, Problem
 from fewlabel.data.film import ENDINGS as FILMS
 from fewlabel.data.film import Film
 from fewlabel.data.pixels import count_pages, read_page
 from fewlabel.data.readers.base import ENDINGS, FolderDataset, Index, Labels, below, id_of
 
 _STACKS = (".tif", ".tiff", ".npy")  # endings of files that may hold several frames
+_ANIMATIONS = (".gif", ".apng")  # of files whose frames can only be reached one after the other
 _LOOKED_AT = 16  # files that are opened to recognise a folder without videos
 
 
@@ -35,6 +36,8 @@ class VideoDataset(FolderDataset):
         files = _files(root)
         if any(path.suffix.lower() in FILMS for path in files):
             return "it holds video files"
+        if files and all(path.suffix.lower() in _ANIMATIONS for path in files):
+            return "it holds animations"  # which are refused in a sentence of their own
         stacks = [path for path in files if path.suffix.lower() in _STACKS][:_LOOKED_AT]
         return "it holds files of several frames" if any(_pages(path) > 1 for path in stacks) else None
 
@@ -54,6 +57,10 @@ class VideoDataset(FolderDataset):
             name = path.relative_to(self.root) if path != self.root else Path(path.name)
             id = id_of(name.with_suffix("") if path.suffix.lower() in FILMS else name)
             try:
+                if path.suffix.lower() in _ANIMATIONS:
+                    raise DataError(
+                        f"{path} is an animation, which is not read: save it as a video or as single images."
+                    )
                 count = self._count(path)
             except DataError as error:
                 problems.append(Problem(id, path, str(error)))
@@ -74,7 +81,7 @@ class VideoDataset(FolderDataset):
         self._films[path] = Film(path, self.max_pixels)
         return self._films[path].count
 
-    def _labels(self, id: str, image: Image) -> Labels:
+    def _labels(self, id: str, image: Canvas) -> Labels:
         raise DataError(f"{self.name} has no labels, so none can be read for '{id}': use it unlabelled.")
 
     def group(self, id: str) -> str:
@@ -83,6 +90,9 @@ class VideoDataset(FolderDataset):
         if id in self._frames:
             return str(path.relative_to(self.root)) if path != self.root else path.name
         return id if path.parent == self.root or path == self.root else str(path.parent.relative_to(self.root))
+
+    def _is_alone(self, id: str) -> bool:
+        return id not in self._frames
 
     def _image(self, id: str) -> Image:
         path = self._file(id)
@@ -103,7 +113,7 @@ class VideoDataset(FolderDataset):
 
 def _files(root: Path) -> list[Path]:
     """Video and image files below a folder, or the root itself where it is such a file."""
-    endings = FILMS + ENDINGS
+    endings = FILMS + _ANIMATIONS + ENDINGS
     if root.is_file():
         return [root] if root.suffix.lower() in endings else []
     return sorted(path for paths in below(root, endings).values() for path in paths)

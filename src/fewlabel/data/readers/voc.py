@@ -32,8 +32,9 @@ import numpy as np
 
 from fewlabel.core.errors import DataError
 from fewlabel.core.masks import Rle
-from fewlabel.core.types import Image, Instances
+from fewlabel.core.types import Instances
 from fewlabel.data import polygons
+from fewlabel.data.dataset import Canvas
 from fewlabel.data.pixels import FileError
 from fewlabel.data.readers.base import (
     ENDINGS,
@@ -133,7 +134,7 @@ class VocDataset(FolderDataset):
                 continue
         return tuple(sorted(names - {""})) or TARGET
 
-    def _labels(self, id: str, image: Image) -> Labels:
+    def _labels(self, id: str, image: Canvas) -> Labels:
         if self.boxes_only:
             return self._filled(only(self._boxes[id]), image)
         if id not in self._indexes:
@@ -149,7 +150,7 @@ class VocDataset(FolderDataset):
         border = numbers == IGNORED
         return classified(np.where(border, 0, numbers), np.where(border, IGNORED, indexes), path)
 
-    def _by_xml(self, id: str, image: Image) -> Labels:
+    def _by_xml(self, id: str, image: Canvas) -> Labels:
         """Objects of an object map; the n-th <object> of the XML file tells the class of number n."""
         map_path = only(self._numbers[id])
         numbers = read_map(map_path, "object map", image, self.max_pixels)
@@ -181,7 +182,7 @@ class VocDataset(FolderDataset):
             )
         return self._class[name]
 
-    def _filled(self, path: Path, image: Image) -> Labels:
+    def _filled(self, path: Path, image: Canvas) -> Labels:
         """Objects of an XML file, each box filled."""
         items, size = _objects(path)
         if size is not None:

@@ -23,8 +23,7 @@ import numpy as np
 
 from fewlabel.core.errors import DataError
 from fewlabel.core.masks import Rle
-from fewlabel.core.types import Image
-from fewlabel.data.dataset import Problem
+from fewlabel.data.dataset import Canvas, Problem
 from fewlabel.data.pixels import FileError
 from fewlabel.data.polygons import ShapeError, fill_box, instances, rasterise
 from fewlabel.data.readers.base import ENDINGS, FolderDataset, Index, Labels, below, by_stem
@@ -89,7 +88,7 @@ class YoloDataset(FolderDataset):
         problems = tuple(_shared(parts, ids, self._names.file))
         return Index(images, labelled, *held, classes=self._names.classes, problems=problems)
 
-    def _labels(self, id: str, image: Image) -> Labels:
+    def _labels(self, id: str, image: Canvas) -> Labels:
         path = self._texts[id]
         rles: list[Rle] = []
         classes: list[int] = []

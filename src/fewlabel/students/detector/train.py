@@ -35,14 +35,14 @@ class DetectorConfig(LoopConfig):
 def batch_of(draw: Draw, config: DetectorConfig, seed: int, step: int) -> Batch:
     """The crops of one step, a pure function of its arguments; `seed` and `step` seed draws and crops."""
     rng = np.random.default_rng([seed, step])
-    return crop_batch(draw(config.batch, rng), config.crop, rng, config.augment)
+    return crop_batch(draw(config.batch, rng), config.crop, rng, config.augment, objects=True)
 
 
 def step_loss_on(draw: Draw, config: DetectorConfig, seed: int) -> StepLoss:
     """The loss of one step as a function of the model, the step and torch's global generator.
 
-    Boxes are those of the masks as they are after the crop: a target that the crop's edge cuts has the box of what is
-    left, and a scaled or turned one that of its scaled or turned mask.
+    Boxes are those of the objects' masks as they are after the crop: an object that the crop's edge cuts, or another
+    object covers, has the box of what is left, and a scaled or turned one that of its scaled or turned mask.
 
     Args:
         draw: `(n, generator) -> n patches`, with no randomness but the generator's.
@@ -58,9 +58,10 @@ def step_loss_on(draw: Draw, config: DetectorConfig, seed: int) -> StepLoss:
         if not isinstance(model, Detector):
             raise TypeError(f"this loss trains a Detector, not a {type(model).__name__}")
         batch = batch_of(draw, config, seed, step)
-        planes = zip(batch.targets[:, 0].numpy() > 0, batch.weights[:, 0].numpy(), strict=True)
+        assert batch.objects is not None  # asked for
+        planes = zip(batch.objects.numpy(), batch.weights[:, 0].numpy(), strict=True)
         device = next(model.parameters()).device
-        return model.loss(batch.images.to(device), [crop_boxes(target, weight) for target, weight in planes])
+        return model.loss(batch.images.to(device), [crop_boxes(objects, weight) for objects, weight in planes])
 
     return step_loss
 

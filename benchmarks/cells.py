@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from fewlabel.core.files import write_json
+from fewlabel.core.provenance import commit, processor
 from fewlabel.pipeline.folder import RunFolder, Stage
 from fewlabel.pipeline.staged import StagedRun
 
@@ -48,6 +49,36 @@ def shared(run: StagedRun, folder: Path, stages: tuple[Stage, ...], target: RunF
         for stage in stages:
             if target.manifest(stage) is None:
                 shutil.copytree(folder / stage, target.stage(stage), dirs_exist_ok=True)
+
+
+def changes_of(cell: Any, root: Path) -> tuple[str, ...]:
+    """What every grid's cells change in a recipe: data, share, seeds and name."""
+    return (
+        f"data.root={json.dumps(str(root.resolve()))}",
+        f"split.fraction={cell.fraction}",
+        f"seed={cell.seed}",
+        f"split.seed={cell.seed}",
+        f"name={cell.name}",
+    )
+
+
+def measured(manifests: Sequence[dict[str, Any]], device: str, script: Path) -> dict[str, Any]:
+    """What every record says of how it was measured.
+
+    Args:
+        manifests: Of the stages that the method needs.
+        device: Where the networks trained.
+        script: The grid's script, for the commit.
+    """
+    return {
+        "seconds": round(sum(manifest["seconds"] for manifest in manifests), 1),
+        "peak_rss_mb": max(manifest["peak_rss_mb"] for manifest in manifests),
+        "device": f"cpu-{os.cpu_count()}" if device == "cpu" else device,
+        "machine": processor(),
+        "torch": manifests[0]["machine"].rsplit(" ", 1)[-1],
+        "commit": commit(script.parent),
+        "date": manifests[0]["date"],
+    }
 
 
 def options_of(parser: argparse.ArgumentParser, runs: Path) -> None:

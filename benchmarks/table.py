@@ -25,6 +25,10 @@ ORDER = (
     "supervised",
     "synthetic-pretrained",
     "mean-teacher",
+    "guided-distillation",
+    "guided-plus-structure",
+    "guided-plus-refinement",
+    "guided-plus-paste",
     "adapter-none",
     "adapter-lora",
     "adapter-conv-lora",
@@ -36,6 +40,8 @@ ORDER = (
 )
 METRICS = {"IoU": "IoU %", "nIoU": "nIoU %", "Pd": "Pd %", "Fa": "Fa ppm"}
 BOX_METRICS = {"AP50": "AP50 %", "AP": "AP %", "AR50": "AR50 %", "precision": "precision %", "recall": "recall %"}
+INSTANCE_METRICS = {"AP": "AP %", "AP50": "AP50 %", "AP75": "AP75 %", "boundary_AP": "boundary AP %"}
+SHARES = {"IoU", "nIoU", "Pd", "AR50", *INSTANCE_METRICS}
 TEXTS = ("benchmark", "dataset", "split", "method", "student", "device", "torch", "commit", "date")
 MEASURED = ("metrics", "fraction", "seed", "steps", "seconds")
 OPTIONAL_TEXTS = ("matching", "machine", "sam")
@@ -106,9 +112,7 @@ def _check_scores(scores: Any, name: str, needed: Iterable[str], need: Callable[
     missing = [key for key in needed if key not in scores]
     need(not missing, f"{name} lacks {', '.join(missing)}")
     for key, value in scores.items():
-        top = {"IoU": 100, "nIoU": 100, "Pd": 100, "AP": 100, "AP50": 100, "AR50": 100, "coverage": 1}.get(
-            key, math.inf
-        )
+        top = 1 if key == "coverage" else 100 if key in SHARES else math.inf
         good = value is None or (is_number(value) and 0 <= value <= top)
         need(good, f"{name}.{key} is {value!r}, expected null or a number from 0 to {top}")
 
@@ -189,8 +193,8 @@ def render(records: Sequence[Record]) -> str:
 
 
 def _metrics(record: Record) -> dict[str, str]:
-    """Keys and headings of the metrics of a record: students of the benchmark `boxes` give boxes, all others masks."""
-    return BOX_METRICS if record["benchmark"] == "boxes" else METRICS
+    """Keys and headings of the metrics of a record: students of `boxes` give boxes, of `s4m` objects, others masks."""
+    return {"boxes": BOX_METRICS, "s4m": INSTANCE_METRICS}.get(record["benchmark"], METRICS)
 
 
 def _table_key(record: Record) -> tuple[str, ...]:

@@ -12,9 +12,7 @@ The set `objects` is rendered here: 2,000 training and 300 test scenes of 8 clas
 """
 
 import argparse
-import json
 import math
-import os
 import shutil
 import sys
 from pathlib import Path
@@ -24,9 +22,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from grid import GUIDED, Cell, cells  # noqa: E402
 
-from cells import alone, carry_out, chosen, options_of, shared  # noqa: E402
+from cells import alone, carry_out, changes_of, chosen, measured, options_of, shared  # noqa: E402
 from fewlabel.core.files import read_json, write_json  # noqa: E402
-from fewlabel.core.provenance import commit, processor  # noqa: E402
 from fewlabel.data.synth.objects import ObjectsConfig  # noqa: E402
 from fewlabel.data.synth.objects_coco import write_coco_dataset  # noqa: E402
 from fewlabel.pipeline.instance_run import InstanceRun  # noqa: E402
@@ -63,16 +60,8 @@ def rendered(folder: Path) -> Path:
 
 def changes(cell: Cell, root: Path, extra: tuple[str, ...]) -> tuple[str, ...]:
     """What a cell changes in the recipe."""
-    return (
-        f"data.root={json.dumps(str(root.resolve()))}",
-        f"split.fraction={cell.fraction}",
-        f"seed={cell.seed}",
-        f"split.seed={cell.seed}",
-        f"compare=[{'' if cell.method in GUIDED else cell.method}]",
-        f"name={cell.name}",
-        *GUIDED.get(cell.method, ()),
-        *extra,
-    )
+    compared = "" if cell.method in GUIDED else cell.method
+    return (*changes_of(cell, root), f"compare=[{compared}]", *GUIDED.get(cell.method, ()), *extra)
 
 
 def measure(cell: Cell, data: Path, runs: Path, device: str, extra: tuple[str, ...]) -> dict[str, Any]:
@@ -118,13 +107,7 @@ def measure(cell: Cell, data: Path, runs: Path, device: str, extra: tuple[str, .
         "student": recipe.network.name,
         "steps": recipe.student.steps,
         "metrics": {name: round(value, 2) if math.isfinite(value) else None for name, value in metrics.items()},
-        "seconds": round(sum(manifest["seconds"] for manifest in manifests), 1),
-        "peak_rss_mb": max(manifest["peak_rss_mb"] for manifest in manifests),
-        "device": f"cpu-{os.cpu_count()}" if device == "cpu" else device,
-        "machine": processor(),
-        "torch": manifests[0]["machine"].rsplit(" ", 1)[-1],
-        "commit": commit(HERE),
-        "date": manifests[0]["date"],
+        **measured(manifests, device, Path(__file__)),
         "recipe": recipe.model_dump(mode="json") | {"data": {"root": cell.dataset}},
     }
     if cell.method in GUIDED and recipe.asks_sam:

@@ -13,8 +13,6 @@ stands in the recipe.
 """
 
 import argparse
-import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,8 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from grid import STUDENT_METHODS, TEACHER_METHODS, Cell, cells  # noqa: E402
 
-from cells import carry_out, chosen, options_of, shared  # noqa: E402
-from fewlabel.core.provenance import commit, processor  # noqa: E402
+from cells import carry_out, changes_of, chosen, measured, options_of, shared  # noqa: E402
 from fewlabel.labels.store import LabelStore, target_and_weight  # noqa: E402
 from fewlabel.metrics.scores import evaluate  # noqa: E402
 from fewlabel.pipeline.boxes import boxed_pairs, detections, score_boxes  # noqa: E402
@@ -45,13 +42,9 @@ BOX_FIGURES = ("AP50", "AP", "AR50", "precision", "recall")
 def changes(cell: Cell, data: Path, extra: tuple[str, ...]) -> tuple[str, ...]:
     """What a cell changes in the recipe."""
     return (
-        f"data.root={json.dumps(str((data / cell.dataset).resolve()))}",
-        f"split.fraction={cell.fraction}",
-        f"seed={cell.seed}",
-        f"split.seed={cell.seed}",
+        *changes_of(cell, data / cell.dataset),
         f"student.network={cell.student}",
         f"student.compare=[{cell.method if cell.method in STUDENT_METHODS else ''}]",
-        f"name={cell.name}",
         *TEACHER_METHODS.get(cell.method, ()),
         *extra,
     )
@@ -96,13 +89,7 @@ def measure(cell: Cell, data: Path, runs: Path, device: str, extra: tuple[str, .
         "steps": recipe.student.training.steps,
         "metrics": metrics,
         **matching,
-        "seconds": round(sum(manifest["seconds"] for manifest in manifests), 1),
-        "peak_rss_mb": max(manifest["peak_rss_mb"] for manifest in manifests),
-        "device": f"cpu-{os.cpu_count()}" if device == "cpu" else device,
-        "machine": processor(),
-        "torch": manifests[0]["machine"].rsplit(" ", 1)[-1],
-        "commit": commit(HERE),
-        "date": manifests[0]["date"],
+        **measured(manifests, device, Path(__file__)),
         "recipe": recipe.model_dump(mode="json") | {"data": {"format": "sirst", "root": cell.dataset}},
     }
     if cell.method in TEACHER_METHODS:

@@ -29,7 +29,7 @@ from fewlabel.pipeline.instance_scoring import load_network
 from fewlabel.pipeline.instance_stages import fresh_network, score
 from fewlabel.recipe import InstanceRecipe, load_recipe
 from fewlabel.s4m.batches import stacked
-from fewlabel.s4m.teacher import labelled_views
+from fewlabel.s4m.teacher import Labelled
 from fewlabel.sam.catalogue import find
 from fewlabel.training.loop import LOG, WEIGHTS, _step_seed, read_log
 
@@ -207,9 +207,9 @@ def test_logged_terms_are_means_over_the_ranks(finished: dict[str, Path], tiny_f
     run = InstanceRun(recipe, finished[name])
     network = fresh_network(recipe, recipe.network, len(run.dataset.classes), pretrained=True).train()
     pool = RecordPool(record_loaders(run.dataset, run.split.train))
-    terms = []
+    labelled, terms = Labelled(pool.draw, recipe.teach, recipe.crops, recipe.seed, "cpu"), []
     for batch in range(2):
-        views = labelled_views(pool.draw, recipe.teach, recipe.crops, recipe.seed, batch)
+        views = labelled(batch)
         torch.manual_seed(_step_seed(recipe.seed, batch))
         with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
             terms.append(network.loss_terms(network(stacked(views)), views))

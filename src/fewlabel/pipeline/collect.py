@@ -17,7 +17,7 @@ from fewlabel.pipeline.folder import RunFolder
 from fewlabel.pipeline.labelling import LABELS, TEACHER
 from fewlabel.pipeline.scoring import THRESHOLD, load_threshold
 from fewlabel.pipeline.trained import load_student, student_folder
-from fewlabel.recipe import Recipe, dump_recipe
+from fewlabel.recipe import CommonRecipe, Recipe, dump_recipe
 from fewlabel.report.contents import (
     DataFacts,
     Doubt,
@@ -61,7 +61,7 @@ def collect(recipe: Recipe, folder: RunFolder, dataset: Dataset, split: Split) -
     return ReportData(
         title=recipe.name,
         recipe=dump_recipe(recipe),
-        facts=_facts(recipe, dataset, split),
+        facts=data_facts(recipe, dataset, split),
         student=recipe.student.network,
         boxes=recipe.student.network == DETECTOR,
         sam=recipe.teacher.sam,
@@ -83,7 +83,8 @@ def collect(recipe: Recipe, folder: RunFolder, dataset: Dataset, split: Split) -
     )
 
 
-def _facts(recipe: Recipe, dataset: Dataset, split: Split) -> DataFacts:
+def data_facts(recipe: CommonRecipe, dataset: Dataset, split: Split) -> DataFacts:
+    """Which images a run used for what."""
     total = len(split.train) + len(split.validation) + len(split.unlabelled)
     return DataFacts(
         name=dataset.name,

@@ -16,12 +16,12 @@ from fewlabel.data.instance_crops import padded
 from fewlabel.data.split import Split
 from fewlabel.data.views import View, colours
 from fewlabel.metrics.instances import MaskQuality, mask_quality
-from fewlabel.pipeline.collect import LIBRARIES, spread, stage_times
+from fewlabel.pipeline.collect import LIBRARIES, data_facts, spread, stage_times
 from fewlabel.pipeline.folder import RunFolder
 from fewlabel.pipeline.instance_scoring import load_network, method_folder
 from fewlabel.pipeline.instance_stages import PLAIN_TEACHER, class_count, frozen_sam
 from fewlabel.recipe import InstanceMethod, InstanceRecipe, dump_recipe
-from fewlabel.report.contents import DataFacts, ScoreRow
+from fewlabel.report.contents import ScoreRow
 from fewlabel.report.instances import InstanceReport
 from fewlabel.report.objects import ObjectPanel, ObjectPicture
 from fewlabel.s4m.batches import torch_generator
@@ -61,7 +61,7 @@ def collect(recipe: InstanceRecipe, folder: RunFolder, dataset: Dataset, split: 
     return InstanceReport(
         title=recipe.name,
         recipe=dump_recipe(recipe),
-        facts=_facts(recipe, dataset, split),
+        facts=data_facts(recipe, dataset, split),
         student=recipe.network.name,
         sam=recipe.sam if recipe.asks_sam else "",
         scores=[ScoreRow.from_scores(method, scores) for method, scores in scored["methods"].items()],
@@ -77,20 +77,6 @@ def collect(recipe: InstanceRecipe, folder: RunFolder, dataset: Dataset, split: 
         burn_in=recipe.student.burn_in,
         unlabelled=list(_unlabelled(recipe, folder, dataset, split)),
         test=list(_test(recipe, folder, dataset, split, ships)),
-    )
-
-
-def _facts(recipe: InstanceRecipe, dataset: Dataset, split: Split) -> DataFacts:
-    total = len(split.train) + len(split.validation) + len(split.unlabelled)
-    return DataFacts(
-        name=dataset.name,
-        labelled=len(split.train),
-        validation=len(split.validation),
-        unlabelled=len(split.unlabelled),
-        test=len(split.test),
-        fraction=recipe.split.fraction or round(len(split.labelled) / total, 4),
-        seed=recipe.split.seed,
-        targets=sum(len(dataset.labelled(id).instances) for id in split.train),
     )
 
 

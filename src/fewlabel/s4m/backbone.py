@@ -1,7 +1,5 @@
 """Backbones of the network: pretrained weights from transformers' checkpoints, and norms that suit small batches."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fewlabel.core.errors import ModelError, first_line
+from fewlabel.sam.families import quiet
 
 STAGES = ("stage1", "stage2", "stage3", "stage4")  # feature maps at strides 4, 8, 16 and 32
 OWN = "hidden_states_norms."  # norms that a backbone of Swin adds to what a checkpoint of a classifier holds
@@ -144,19 +143,3 @@ def _description(source: str, folder: bool) -> dict[str, Any]:
     if "model_type" not in config:
         raise OSError("it has no config.json that names a model_type")
     return config
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep transformers' bars, tables and remarks out of what the user sees."""
-    from transformers.utils import logging
-
-    bar, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bar:
-            logging.enable_progress_bar()

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from fewlabel.core.errors import DataError
 from fewlabel.data.views import View
-from fewlabel.s4m.backbone import STAGES, load_backbone, quiet, replace_norms
+from fewlabel.s4m.backbone import STAGES, load_backbone, replace_norms
 from fewlabel.s4m.start import RENDERED, load_start
+from fewlabel.sam.families import quiet
 
 Name = Literal["resnet-50", "swin-t", "resnet-18", "tiny", "nano"]
 Norm = Literal["frozen", "batch", "group"]

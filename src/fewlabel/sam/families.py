@@ -49,7 +49,7 @@ def load(name_or_path: str, *, allow_sam3: bool = False) -> PromptableSegmenter:
     _check_licence(family, name_or_path, allow_sam3)
     if Path(source).is_dir():
         stored_shapes(Path(source), family)
-    with _quiet():
+    with quiet():
         try:
             model, wrong = FAMILIES[family].load(source)
         except ModelError:
@@ -73,7 +73,7 @@ def _check_licence(family: str, name: str, agreed: bool) -> None:
         return
     if not agreed:
         raise ModelError(
-            f"{name} was not loaded because {terms}; if you agree, give --allow-sam3 (`teacher.allow_sam3: true` in a "
+            f"{name} was not loaded because {terms}; if you agree, give --allow-sam3 (`allow_sam3: true` in a "
             "recipe, `allow_sam3=True` in Python), or choose a checkpoint under Apache-2.0 from `fewlabel sam list`."
         )
     _say(f"Licence notice: {terms}; a teacher made from it is a derivative.")
@@ -86,8 +86,8 @@ def _say(notice: str) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep transformers' bars and tables out of what the user sees; what matters in them is said in one sentence."""
+def quiet() -> Iterator[None]:
+    """Keep transformers' bars, tables and remarks out of what the user sees; what matters is said in one sentence."""
     from transformers.utils import logging
 
     bar, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
@@ -106,7 +106,7 @@ def _model_type(name: str, source: str) -> str:
     if Path(source).is_dir():
         return str(read_config(Path(source)).get("model_type"))
     try:
-        with _quiet():
+        with quiet():
             return str(_hub_config(source).get("model_type"))
     except Exception as error:  # of the network, of the id's form, of the hub's client
         raise ModelError(

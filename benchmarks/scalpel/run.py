@@ -5,8 +5,8 @@
     python benchmarks/scalpel/run.py --data ../shared/data --grid boxes     # records go to benchmarks/boxes/results
     python benchmarks/scalpel/run.py --list                    # which cells have a record, and which have not
 
-Every cell is recipes/scalpel-sirst.yaml (of boxes recipes/scalpel-boxes.yaml) with the changes of grid.py: same split,
-same student, same number of steps on real images for all methods of a seed. Cells that share a teacher or a student's
+Every cell is recipes/scalpel-sirst.yaml, of NUDT-SIRST recipes/scalpel-nudt.yaml, of boxes recipes/scalpel-boxes.yaml,
+with the changes of grid.py: same split, same student, same number of steps on real images for all methods of a seed. Cells that share a teacher or a student's
 start train it once. A cell that has a record is not measured again; one that was killed goes on where it was. Nothing
 is chosen by a test list: the teacher's threshold is calibrated on the validation part of the labelled share, all else
 stands in the recipe.
@@ -34,6 +34,7 @@ from fewlabel.students.detector.network import DETECTOR, Detector  # noqa: E402
 HERE = Path(__file__).parent
 RECIPES = HERE.parents[1] / "recipes"
 RESULTS = {"cpu": HERE / "results", "full": HERE / "results", "boxes": HERE.parent / "boxes" / "results"}
+NAMES = {"NUAA-SIRST": "sirst", "NUDT-SIRST": "nudt"}  # of the recipe for each data set
 SPLIT = "dnanet-50-50"
 FIGURES = ("IoU", "nIoU", "Pd", "Fa", "hIoU")
 BOX_FIGURES = ("AP50", "AP", "AR50", "precision", "recall")
@@ -64,7 +65,7 @@ def measure(cell: Cell, data: Path, runs: Path, device: str, extra: tuple[str, .
         The record.
     """
     base = runs / f"{cell.dataset}-{cell.fraction:g}-seed{cell.seed}"
-    file = RECIPES / f"scalpel-{'boxes' if cell.student == DETECTOR else 'sirst'}.yaml"
+    file = RECIPES / f"scalpel-{'boxes' if cell.student == DETECTOR else NAMES[cell.dataset]}.yaml"
     recipe = of_method(load_recipe(file, changes(cell, data, extra)), Recipe, "The benchmark")
     run = Run(recipe, base / f"{cell.method}-{cell.student}", device=device)
     folder, parts = run.folder, ["baselines"]

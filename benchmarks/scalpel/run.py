@@ -6,10 +6,10 @@
     python benchmarks/scalpel/run.py --list                    # which cells have a record, and which have not
 
 Every cell is recipes/scalpel-sirst.yaml, of NUDT-SIRST recipes/scalpel-nudt.yaml, of boxes recipes/scalpel-boxes.yaml,
-with the changes of grid.py: same split, same student, same number of steps on real images for all methods of a seed. Cells that share a teacher or a student's
-start train it once. A cell that has a record is not measured again; one that was killed goes on where it was. Nothing
-is chosen by a test list: the teacher's threshold is calibrated on the validation part of the labelled share, all else
-stands in the recipe.
+with the changes of grid.py: same split, same student, same number of steps on real images for all methods of a seed.
+Cells that share a teacher or a student's start train it once. A cell that has a record is not measured again; one that
+was killed goes on where it was. Nothing is chosen by a test list: the teacher's threshold is calibrated on the
+validation part of the labelled share, all else stands in the recipe.
 """
 
 import argparse

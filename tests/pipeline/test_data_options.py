@@ -1,7 +1,9 @@
 """A recipe's options on data: layouts, further images, radiometry, counts and groups, up to the split."""
 
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image as Pillow
 
@@ -9,7 +11,7 @@ from fewlabel.core.errors import DataError, FewlabelError, RecipeError
 from fewlabel.core.files import read_json
 from fewlabel.data.readers import open_folder
 from fewlabel.data.writers import convert
-from fewlabel.pipeline.run import Run
+from fewlabel.pipeline.run import Run, check_folder
 from fewlabel.recipe import load_recipe
 
 
@@ -119,6 +121,28 @@ def test_mistakes_are_one_sentence(overrides: tuple[str, ...], said: str, recipe
         split_of(recipe_file, tmp_path / "run", *overrides)
     assert said in str(caught.value) and "\n" not in str(caught.value)
     assert not (tmp_path / "run" / "split").exists()
+
+
+def test_files_that_changed_before_anything_costly_are_named(
+    recipe_file: Path, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(scenes, tmp_path / "data")
+    split_of(recipe_file, tmp_path / "run", f"data.root={tmp_path / 'data'}")
+    assert "have changed" not in capsys.readouterr().out
+    mask = sorted((tmp_path / "data" / "masks").iterdir())[0]
+    Pillow.fromarray(np.asarray(Pillow.open(mask))[::-1]).save(mask)
+    split_of(recipe_file, tmp_path / "run", f"data.root={tmp_path / 'data'}")
+    assert f"files of {tmp_path / 'data'} have changed: " in (said := capsys.readouterr().out)
+    assert mask.name in said
+
+
+def test_a_test_part_that_is_lost_is_told(scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    convert(open_folder(scenes), tmp_path / "coco", "coco")
+    (tmp_path / "coco" / "annotations" / "instances_test.json").write_text("{")
+    check_folder(tmp_path / "coco", keep_going=True, out=tmp_path / "out")
+    assert "warning: there is no test image" in capsys.readouterr().out
+    check_folder(scenes, keep_going=True)
+    assert "warning: there is no test image" not in capsys.readouterr().out
 
 
 def test_pictures_without_any_label_are_named(recipe_file: Path, tmp_path: Path) -> None:

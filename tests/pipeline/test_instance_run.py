@@ -201,6 +201,20 @@ def test_settings_that_cannot_be_met_are_named(recipe_file: Path) -> None:
         load_recipe(recipe_file, ("student.burnin=1",))
 
 
+def test_another_network_in_the_folder_of_the_start_is_noticed(
+    finished: Path, recipe_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start = tmp_path / "start"
+    shutil.copytree(finished / "train" / "fewlabel", start)
+    changes = (f"network.start={start}", "teach.similarity_weight=0", "teach.steps=1", "split.validation_share=0")
+    run_of(load_recipe(recipe_file, changes), tmp_path / "run").execute("teach")
+    run_of(load_recipe(recipe_file, changes), tmp_path / "run").execute("teach")
+    assert "teach: already done" in capsys.readouterr().out
+    shutil.copy(finished / "baselines" / "labels-only" / "weights.safetensors", start)
+    with pytest.raises(RunError, match="files of the start"):
+        run_of(load_recipe(recipe_file, changes), tmp_path / "run").execute("teach")
+
+
 def test_without_sam_no_sam_is_asked(recipe_file: Path) -> None:
     plain = ("teach.similarity_weight=0", "student.refine=null", "student.paste=null", "student.batch=1")
     recipe = load_recipe(recipe_file, plain)

@@ -48,6 +48,12 @@ def test_folder(folder, tmp_path):
     assert (tmp_path / "other.html").read_text() != page
 
 
+def test_large_images_are_shown_by_their_crops_alone(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("fewlabel.pipeline.preview.SHOWN", 10)
+    preview_folder(folder, tmp_path / "page.html", images=2, seed=0)
+    assert (tmp_path / "page.html").read_text().count("<figure>") == 2 * CROPS
+
+
 def test_recipe_adds_its_scenes_and_shows_no_test_image(folder, tmp_path):
     out = tmp_path / "page.html"
     sets = [f"data.root={folder}", "student.training.crop=32", "student.training.augment.turns=false"]

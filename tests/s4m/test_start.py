@@ -43,18 +43,37 @@ def test_other_classes_begin_anew_and_fewer_queries_are_the_first(trained):
     assert all(torch.equal(ours[name], fresh[name]) for name in heads)
 
 
+def test_frozen_norms_are_those_of_the_start(tmp_path):
+    source = InstanceSegmenter(NetworkConfig(name="nano", backbone_weights="a/b"), 2, pretrained=False)
+    for name, value in source.named_buffers():
+        if name.endswith("running_mean"):
+            value.uniform_()
+    save_weights(tmp_path / WEIGHTS, source, {})
+    ours = started(tmp_path, 2, norm="frozen").state_dict()
+    assert sum(name.endswith("running_mean") for name in ours) > 0
+    assert all(torch.equal(ours[name], value) for name, value in source.state_dict().items())
+    with pytest.raises(ModelError, match="same network.name and network.norm"):
+        started(tmp_path, 2)
+
+
 def test_what_cannot_be_started_from_is_named(trained, tmp_path):
     folder, _ = trained
-    with pytest.raises(ModelError, match="there is no"):
+    with pytest.raises(ModelError, match="there is no weights.safetensors of a trained network"):
         started(tmp_path, 2)
-    with pytest.raises(ModelError, match="as many queries or more"):
+    with pytest.raises(ModelError, match="with 12 queries, but 13 are wanted: set network.queries to 12 or less"):
         started(folder, 2, queries=13)
     with pytest.raises(ModelError, match="another architecture"):
         InstanceSegmenter(NetworkConfig(name="tiny", start=str(folder)), 2)
 
 
 def test_settings_that_exclude_each_other_are_refused():
-    with pytest.raises(ValueError, match="of size tiny"):
-        NetworkConfig(name="nano", start="rendered")
     with pytest.raises(ValueError, match="leave one out"):
-        NetworkConfig(name="tiny", start="rendered", backbone_weights="a/b")
+        NetworkConfig(name="tiny", start="a", backbone_weights="a/b")
+
+
+def test_a_run_folder_stands_for_the_network_that_it_ships(trained, tmp_path):
+    folder, source = trained
+    (tmp_path / "train" / "fewlabel").mkdir(parents=True)
+    (tmp_path / "train" / "fewlabel" / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes())
+    ours = started(tmp_path, 2, queries=12).state_dict()
+    assert all(torch.equal(ours[name], value) for name, value in source.state_dict().items())

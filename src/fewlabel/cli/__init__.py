@@ -74,12 +74,15 @@ STAGE_COMMANDS = {
     "run": ("report", "Do every stage of a recipe, from check to report; a stage that is done is skipped."),
     "split": ("split", "Choose the labelled, validation and unlabelled images."),
     "teach": ("teach", "Train the teacher on the labelled images, with SAM's help."),
-    "label": ("label", "Let the teacher label the unlabelled images."),
+    "label": ("label", "Let the teacher label the unlabelled images (method scalpel)."),
     "train": ("train", "Train the student on labels and pseudo-labels."),
     "smaller": ("smaller", "Train a lighter network with the trained student as teacher."),
     "baselines": ("baselines", "Train the baselines that the recipe compares with."),
     "eval": ("eval", "Score the students on the test list."),
-    "report": ("report", "Write report.html: scores, curves, priors, router weights, pseudo-labels and results."),
+    "report": (
+        "report",
+        "Write report.html: scores, curves, pseudo-labels, results; of method scalpel priors and router weights.",
+    ),
 }
 
 
@@ -155,7 +158,7 @@ def export(
     method: Annotated[str, typer.Option("--method", help="Which of the run's students.")] = "fewlabel",
     images: Annotated[int, typer.Option("--images", min=1, help="Test images for the parity proof.")] = 16,
 ) -> None:
-    """Write the student as ONNX and prove that it gives the network's masks or boxes on real images."""
+    """Write a student of method scalpel as ONNX and prove that it gives the network's masks or boxes on real images."""
     from fewlabel.pipeline.export import export_run
 
     export_run(run, out or run / "model.onnx", method=method, images=images)
@@ -167,7 +170,7 @@ def explain(
     images: Annotated[list[str], typer.Argument(help="Names of images, without ending.", metavar="IMAGE...")],
     out: Annotated[Path | None, typer.Option("--out", help="The page; RUN/explained.html by default.")] = None,
 ) -> None:
-    """Show what became of chosen images: operators, router gates, teacher, pseudo-label with reasons, student."""
+    """Show what became of images of a run of method scalpel: operators, gates, teacher, pseudo-label, student."""
     from fewlabel.pipeline.explain import explain
 
     page = out or run / "explained.html"
@@ -218,6 +221,8 @@ def predict(
     from fewlabel.data.pixels import MAX_PIXELS
 
     most = max_pixels or MAX_PIXELS
+    if not model.exists():
+        raise RunError(f"{model} does not exist; give an exported .onnx file, or a run folder of method s4m.")
     if model.is_dir():
         from fewlabel.pipeline.instance_predict import predict_instances
 

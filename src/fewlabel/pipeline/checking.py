@@ -39,6 +39,11 @@ def check(data: DataSection, out: Path | None, *, keep_going: bool, fraction: fl
     required = dataset.test_ids if fraction is None else (*dataset.train_ids, *dataset.test_ids)
     rejected = None if out is None else out / "rejected.csv"
     report = check_dataset(dataset, keep_going=keep_going, require_masks=required, rejected_csv=rejected)
+    if dataset.problems and not dataset.test_ids:
+        print(
+            f"warning: there is no test image, and {len(dataset.problems)} problems left images or lists out, so no"
+            " student will be scored; see rejected.csv"
+        )
     if out is not None:
         write_json(out / "check.json", report.to_json())
         check_page.write(report, dataset, out / "check.html")

@@ -57,6 +57,10 @@ def explain(run: Path, ids: Sequence[str], out: Path) -> None:
     """
     folder = RunFolder(run)
     manifest = folder.manifest("label")
+    checked = folder.manifest("check")
+    if checked is not None:
+        recipe_of = parse_recipe(checked["recipe"], str(folder.stage("check") / MANIFEST))
+        of_method(recipe_of, Recipe, "An explanation", "its report shows pseudo-labels and results")
     if manifest is None:
         raise RunError(
             f"{run} is no run folder whose label stage is done; give one made by `fewlabel run` or `fewlabel label`."

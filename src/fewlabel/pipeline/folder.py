@@ -178,7 +178,7 @@ class RunFolder:
 
         Raises:
             RunError: The folder holds costly results, finished or not, that other settings made.
-            FewlabelError: The work cannot be done; a cheap stage then leaves nothing behind.
+            FewlabelError: The work cannot be done; a stage that is cheap, or made nothing yet, leaves nothing behind.
         """
         folder = self.stage(stage)
         started = {"stage": stage, "fingerprint": fingerprint, "settings": settings}
@@ -193,7 +193,8 @@ class RunFolder:
                 else:
                     ranks.first_only(lambda: work(folder))
         except FewlabelError:
-            if stage not in self.plan.costly and ranks.is_first():
+            made = [path for path in folder.rglob("*") if path.is_file() and path.name != STARTED]
+            if (stage not in self.plan.costly or not made) and ranks.is_first():
                 shutil.rmtree(folder, ignore_errors=True)
             raise
         ranks.first_only(lambda: self._finish(stage, started, recipe, spent()))

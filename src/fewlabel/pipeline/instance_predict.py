@@ -16,9 +16,7 @@ from fewlabel.deploy.overlay import overlay
 from fewlabel.deploy.predictions import Found, Head, PredictSummary, write_predictions
 from fewlabel.pipeline.instance_tiles import objects_of_any_size
 from fewlabel.s4m.checkpoint import CARD, InstanceModel, load_model
-
-PLACES = ("smaller/smaller", "train/fewlabel")
-"""Where a run keeps the network that ships: the smaller one if there is one."""
+from fewlabel.s4m.start import network_folder
 
 
 def model_folder(path: Path) -> Path:
@@ -27,9 +25,8 @@ def model_folder(path: Path) -> Path:
     Raises:
         ModelError: There is none.
     """
-    for place in (".", *PLACES):
-        if (path / place / CARD).is_file():
-            return path / place
+    if (folder := network_folder(path, CARD)) is not None:
+        return folder
     raise ModelError(
         f"{path} holds no trained network of instance segmentation; give a run folder whose train stage is done, the"
         " folder of one of its networks, or an exported .onnx file."

@@ -12,6 +12,8 @@ from fewlabel.pipeline.instance_scoring import evaluate, score_table
 from fewlabel.pipeline.staged import StagedRun, Work
 from fewlabel.recipe import InstanceRecipe
 from fewlabel.report.instances import write as write_report
+from fewlabel.s4m.network import NetworkConfig
+from fewlabel.s4m.start import network_folder
 
 METHOD = "fewlabel"
 
@@ -31,7 +33,9 @@ class InstanceRun(StagedRun):
         return "compare" if "all-labels" in self.recipe.compare else ""
 
     def said(self, stage: Stage, last: bool) -> str:
-        """At the end the scores, and where the report is."""
+        """That nothing was asked for; at the end the scores, and where the report is."""
+        if last and stage == "smaller" and self.recipe.smaller is None:
+            return "smaller: the recipe names no smaller network, so none was trained; set smaller.name, such as tiny"
         if not last or stage not in ("eval", "report"):
             return ""
         table = score_table(self.folder.stage("eval"))
@@ -43,7 +47,9 @@ class InstanceRun(StagedRun):
         recipe = self.recipe
 
         def common() -> dict[str, Any]:
-            return self.settings("seed", "network", "crops", "eval")
+            return self.settings("seed", "network", "crops", "eval") | {
+                "files of the start": _start_hash(recipe.network)
+            }
 
         def sam(asked: bool) -> dict[str, Any]:
             return {"files of the SAM": checkpoint_hash(recipe.sam) if asked else "none"}
@@ -53,12 +59,16 @@ class InstanceRun(StagedRun):
             return common() | self.settings("teach") | cached | sam(recipe.teach.similarity_weight > 0)
 
         def train_inputs() -> dict[str, Any]:
-            return common() | self.settings("student") | sam(recipe.student.refine is not None)
+            return common() | self.settings("student") | sam(recipe.refines)
+
+        def smaller_inputs() -> dict[str, Any]:
+            start = "none" if recipe.smaller is None else _start_hash(recipe.smaller)
+            return train_inputs() | self.settings("smaller") | {"files of the smaller start": start}
 
         return {
             "teach": (teach_inputs, self._teach),
             "train": (train_inputs, self._train),
-            "smaller": (lambda: train_inputs() | self.settings("smaller"), self._smaller),
+            "smaller": (smaller_inputs, self._smaller),
             "baselines": (lambda: common() | self.settings("teach", "student", "compare"), self._baselines),
             "eval": (lambda: self.settings("eval"), self._eval),
             "report": (lambda: self.settings("name"), self._report),
@@ -96,3 +106,13 @@ class InstanceRun(StagedRun):
 
     def _report(self, out: Path) -> None:
         write_report(collect(self.recipe, self.folder, self.dataset, self.split), out / "report.html")
+
+
+def _start_hash(network: NetworkConfig) -> str:
+    """Hash of the weights that a network begins with; a hub id itself, `none` from scratch.
+
+    A folder keeps its name when another training fills it.
+    """
+    if network.start is not None:
+        return checkpoint_hash(str(network_folder(Path(network.start)) or network.start))
+    return "none" if network.backbone_weights is None else checkpoint_hash(network.backbone_weights)

@@ -15,11 +15,11 @@ from fewlabel.data.readers.base import TARGET
 from fewlabel.data.split import Split
 from fewlabel.data.views import colours
 from fewlabel.metrics.instances import InstanceMetric, quality_update
+from fewlabel.pipeline.instance_tiles import objects_of_any_size
 from fewlabel.pipeline.labelling import CURVE_POINTS
 from fewlabel.recipe import InstanceMethod, InstanceRecipe
 from fewlabel.s4m.checkpoint import ModelCard, save_card
 from fewlabel.s4m.network import InstanceSegmenter, NetworkConfig
-from fewlabel.s4m.predict import find_objects
 from fewlabel.s4m.similarity_targets import SimilarityCache
 from fewlabel.s4m.student import Unlabelled, train_student
 from fewlabel.s4m.teacher import teach
@@ -31,6 +31,8 @@ from fewlabel.training.loop import WEIGHTS
 
 THRESHOLDS = tuple(round(0.05 * k, 2) for k in range(1, 20))
 """Scores that are tried as the one from which objects count."""
+
+UNKNOWN = 0.5  # the threshold where none can be chosen
 
 PLAIN_TEACHER = "plain-teacher"  # folder of the baselines: a teacher without structural distillation
 
@@ -89,7 +91,7 @@ def score(network: InstanceSegmenter, dataset: Dataset, ids: Iterable[str], side
     for id in ids:
         sample = dataset.labelled(id)
         kept = sample.instances.select(sample.instances.areas() > 0)
-        metric.update(find_objects(network, colours(sample.image), side=side), kept, sample.ignored)
+        metric.update(objects_of_any_size(network, colours(sample.image), 0.0, side), kept, sample.ignored)
     return metric
 
 
@@ -108,6 +110,7 @@ def teach_teacher(
         plain: Leave out structural distillation, whatever the recipe says.
     """
     config = recipe.teach.model_copy(update={"similarity_weight": 0.0}) if plain else recipe.teach
+    kept = recipe.cache if config.similarity_weight else None
     teach(
         fresh_network(recipe, recipe.network, class_count(dataset), pretrained=True),
         RecordPool(record_loaders(dataset, split.train)).draw,
@@ -118,7 +121,7 @@ def teach_teacher(
         device=device,
         fingerprint=inputs,
         sam=frozen_sam(recipe) if config.similarity_weight else None,
-        cache=None if recipe.cache is None else SimilarityCache(recipe.cache.folder, recipe.cache.gb),
+        cache=None if kept is None else SimilarityCache(kept.folder, kept.gb),
         label="plain teacher" if plain else "teach",
         **validated(recipe, dataset, split, config.steps),
     )
@@ -192,21 +195,32 @@ def train_method(
 
 
 def choose_threshold(network: InstanceSegmenter, dataset: Dataset, ids: Sequence[str], side: int | None) -> float:
-    """The score from which a network's objects count: that of the best F1 on some images, 0.5 where there are none.
+    """The score from which a network's objects count, chosen on some images; see `best_threshold`."""
+    return best_threshold(
+        [(objects, dataset.labelled(id).instances) for id, objects in found_objects(network, dataset, ids, side)]
+    )
 
-    An object is right if it finds a true one at an IoU of 0.5, whatever the classes. Of equally good thresholds the
-    highest is taken.
+
+def best_threshold(pairs: Sequence[tuple[Instances, Instances]]) -> float:
+    """The score of the best F1 over images.
+
+    An object is right if it finds a true one at an IoU of 0.5, whatever the classes.
+
+    Args:
+        pairs: What was found in each image, and the truth.
+
+    Returns:
+        One of `THRESHOLDS`, of equally good ones the highest; `UNKNOWN` where no threshold leaves an object that is
+        right.
     """
-    if not ids:
-        return 0.5
-    found = [(objects, dataset.labelled(id).instances) for id, objects in found_objects(network, dataset, ids, side)]
 
     def f1(threshold: float) -> float:
-        counts = [quality_update(objects.select(objects.scores >= threshold), true) for objects, true in found]
+        counts = [quality_update(objects.select(objects.scores >= threshold), true) for objects, true in pairs]
         right = sum(image.found for image in counts)
         return 2 * right / max(sum(len(image.best) + image.true for image in counts), 1)
 
-    return max(THRESHOLDS, key=lambda threshold: (f1(threshold), threshold))
+    best, threshold = max((f1(threshold), threshold) for threshold in THRESHOLDS)
+    return threshold if best else UNKNOWN
 
 
 def found_objects(
@@ -214,4 +228,4 @@ def found_objects(
 ) -> Iterator[tuple[str, Instances]]:
     """What a network finds in images, one at a time."""
     for id in ids:
-        yield id, find_objects(network, colours(dataset.image(id)), side=side)
+        yield id, objects_of_any_size(network, colours(dataset.image(id)), 0.0, side)

@@ -10,7 +10,7 @@ from fewlabel.core.masks import components
 from fewlabel.data.augment import AugmentConfig, Patch, crop, jitter
 from fewlabel.data.dataset import Dataset
 from fewlabel.data.pixels import MAX_PIXELS
-from fewlabel.data.pool import patch_of
+from fewlabel.data.pool import loaders
 from fewlabel.pipeline.inputs import data_section, draw_scenes, layouts, open_dataset
 from fewlabel.recipe import Recipe, load_recipe, of_method
 from fewlabel.report.preview import Preview, Row, View, write
@@ -21,6 +21,10 @@ CROPS = 5  # of each image: with the whole image they fill the width of a page
 SCENES = 2
 
 
+SHOWN = 2**22
+"""Pixels above which an image is shown by its crops alone."""
+
+
 def preview_recipe(path: Path, overrides: tuple[str, ...], out: Path, *, images: int, seed: int) -> None:
     """Preview a recipe's data with its student's crops; rendered scenes too where the student trains on some.
 
@@ -28,7 +32,7 @@ def preview_recipe(path: Path, overrides: tuple[str, ...], out: Path, *, images:
         RecipeError: The recipe cannot be read.
         DataError: As `preview`.
     """
-    recipe = of_method(load_recipe(path, overrides), Recipe, "A preview")
+    recipe = of_method(load_recipe(path, overrides), Recipe, "A preview", "give the data set's folder alone")
     config = recipe.student.training
     scenes: list[Patch] = []
     if recipe.student.synthetic_steps:
@@ -64,7 +68,7 @@ def preview(
         config: Gives the side of the crops and how they vary.
         out: The HTML file.
         title: What the page is called.
-        images: Most images shown.
+        images: Most images shown; those of more than `SHOWN` pixels by their crops alone.
         seed: Decides the choice of images and the crops.
         scenes: Rendered scenes that are shown too.
 
@@ -80,7 +84,7 @@ def preview(
         title=title,
         size=config.crop,
         settings=settings(config.augment),
-        rows=[row_of(patch_of(dataset.labelled(id)), config, rng, whole=True) for id in chosen],
+        rows=[row_of(load(), config, rng, whole=True) for load in loaders(dataset, chosen)],
         scenes=[row_of(scene, config, rng, whole=False) for scene in scenes],
     )
     write(data, out)
@@ -92,7 +96,7 @@ def row_of(patch: Patch, config: StudentConfig | DetectorConfig, rng: np.random.
     for number in range(1, CROPS + 1):
         image, target, weight = crop(patch, config.crop, rng, config.augment)
         crops.append(view(f"crop {number}", jitter(image, rng, config.augment), target, weight))
-    if not whole:
+    if not whole or patch.image.shape[0] * patch.image.shape[1] > SHOWN:
         return Row(patch.id, None, crops)
     planes = (np.asarray(plane) for plane in (patch.image, patch.target, patch.weight))
     return Row(patch.id, view(f"{patch.image.shape[0]} × {patch.image.shape[1]} px", *planes), crops)

@@ -182,6 +182,8 @@ class StagedRun:
                     f"The files of {root} are no longer those that {self.path} was made from: {changed}; restore them,"
                     " choose another run folder with --out, or give --redo to replace what rests on them."
                 )
+            if changed:
+                print(f"files of {root} have changed: {changed}", flush=True)
             if known is None or found.files != known.files:
                 self._files[path] = found
             hashes.append(found.sha256)

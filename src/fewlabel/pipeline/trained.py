@@ -43,7 +43,7 @@ def run_recipe(folder: RunFolder, method: str = "fewlabel") -> Recipe:
     if manifest is None:
         raise RunError(f"Stage {stage!r} of {folder.path} is not done; run it first.")
     recipe = parse_recipe(manifest["recipe"], str(folder.stage(stage) / MANIFEST))
-    return of_method(recipe, Recipe, "What was asked for")
+    return of_method(recipe, Recipe, "Export", "`fewlabel predict` takes the run folder as it is")
 
 
 def load_student(recipe: Recipe, folder: RunFolder, method: str) -> nn.Module:

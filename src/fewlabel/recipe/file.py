@@ -56,6 +56,8 @@ def load_recipe(path: Path, overrides: tuple[str, ...] = (), *, allow_sam3: bool
         further = (Path.cwd() if "data.unlabelled" in typed else path.parent) / recipe.data.unlabelled
         data = recipe.data.model_copy(update={"unlabelled": further.resolve()})
         recipe = recipe.model_copy(update={"data": data})
+    if isinstance(recipe, InstanceRecipe):
+        recipe = _with_starts(recipe, path.parent)
     checkpoint = path.parent / (recipe.sam if isinstance(recipe, InstanceRecipe) else recipe.teacher.sam)
     if not checkpoint.is_dir():
         return recipe
@@ -65,20 +67,38 @@ def load_recipe(path: Path, overrides: tuple[str, ...] = (), *, allow_sam3: bool
     return recipe.model_copy(update={"teacher": recipe.teacher.model_copy(update=update)})
 
 
-def of_method(recipe: AnyRecipe, kind: type[OneRecipe], what: str) -> OneRecipe:
+def _with_starts(recipe: InstanceRecipe, folder: Path) -> InstanceRecipe:
+    """The recipe with absolute folders of weights to begin with, where they lie beside its file."""
+    changed = {}
+    for section in ("network", "smaller"):
+        network = getattr(recipe, section)
+        paths = {} if network is None else {key: getattr(network, key) for key in ("start", "backbone_weights")}
+        beside = {
+            key: str((folder / name).resolve()) for key, name in paths.items() if name and (folder / name).is_dir()
+        }
+        if beside:
+            changed[section] = network.model_copy(update=beside)
+    return recipe.model_copy(update=changed)
+
+
+def of_method(recipe: AnyRecipe, kind: type[OneRecipe], what: str, instead: str = "take one") -> OneRecipe:
     """The recipe, where it is of one method.
 
     Args:
         recipe: Of any method.
         kind: The method's recipes.
         what: What needs that method, as the beginning of a sentence.
+        instead: What to do with a recipe of another method.
 
     Raises:
         RecipeError: It is of another method.
     """
     if not isinstance(recipe, kind):
         wanted = next(name for name, known in METHODS.items() if known is kind)
-        raise RecipeError(f"{what} is for recipes of method {wanted!r}, but {recipe.name!r} is of {recipe.method!r}.")
+        raise RecipeError(
+            f"{what} needs a recipe of method {wanted!r}, but that of {recipe.name!r} has method {recipe.method!r};"
+            f" {instead}."
+        )
     return recipe
 
 

@@ -72,7 +72,12 @@ class InstanceRecipe(CommonRecipe):
     @property
     def asks_sam(self) -> bool:
         """Whether any part of the recipe needs a SAM."""
-        return self.teach.similarity_weight > 0 or self.student.refine is not None
+        return self.teach.similarity_weight > 0 or self.refines
+
+    @property
+    def refines(self) -> bool:
+        """Whether a SAM refines the student's pseudo-labels."""
+        return self.student.refine is not None and self.student.unlabelled_weight > 0
 
     @property
     def methods(self) -> tuple[InstanceMethod, ...]:

@@ -36,7 +36,7 @@ class Guidance:
 def guide(
     outputs: Outputs,
     views: Sequence[View],
-    filter: FilterConfig,
+    rules: FilterConfig,
     refinement: RefineConfig | None,
     sam: PromptableSegmenter | None,
     seed: int,
@@ -47,7 +47,7 @@ def guide(
     Args:
         outputs: The teacher's, of the views' images.
         views: Unlabelled, of one size; what SAM is shown.
-        filter: Which queries count.
+        rules: Which queries count.
         refinement: How SAM refines masks; None leaves them the teacher's.
         sam: Frozen; needed for a refinement.
         seed: Of the training.
@@ -58,7 +58,7 @@ def guide(
     """
     labelled, proposed, stats = [], 0, RefineStats()
     for index, view in enumerate(views):
-        found = pseudo_labels(outputs.class_logits[index], outputs.mask_logits[index], view.size, view.content, filter)
+        found = pseudo_labels(outputs.class_logits[index], outputs.mask_logits[index], view.size, view.content, rules)
         proposed += len(found)
         if refinement is None:
             masks, classes = image_masks(found, view.size, view.content), found.classes

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fewlabel.core.errors import DataError
 from fewlabel.data.views import View
 from fewlabel.s4m.backbone import STAGES, load_backbone, replace_norms
-from fewlabel.s4m.start import RENDERED, load_start
+from fewlabel.s4m.start import load_start
 from fewlabel.sam.families import quiet
 
 Name = Literal["resnet-50", "swin-t", "resnet-18", "tiny", "nano"]
@@ -105,13 +105,13 @@ class NetworkConfig(BaseModel):
     )
     start: str | None = Field(
         default=None,
-        description="Begin as a trained network: rendered is the embedded one of size tiny, trained on rendered scenes;"
-        " or the folder of one that fewlabel trained. The class head begins anew where the classes differ.",
+        description="Begin as a network that fewlabel trained: its folder, or its run's. The class head begins anew"
+        " where the classes differ.",
     )
     norm: Norm | None = Field(
         default=None,
         description="Norms of a ResNet: frozen (as pretrained), batch (for batches of 4 and more), group (for any"
-        " batch); by default frozen with pretrained weights and group from scratch.",
+        " batch); by default frozen with pretrained weights and group from scratch. With a start, those that it has.",
     )
     queries: int | None = Field(
         default=None, ge=1, description="Most objects that are found in an image; by default what the size sets."
@@ -121,14 +121,14 @@ class NetworkConfig(BaseModel):
     def _norm_has_statistics(self) -> "NetworkConfig":
         if self.norm and self.name not in RESNETS:
             raise ValueError(f"norm is {self.norm!r}, but {self.name} has layer norms alone: leave it out")
-        if self.norm == "frozen" and self.backbone_weights is None:
-            raise ValueError("norm is 'frozen' without backbone_weights: there are no statistics to keep, use 'group'")
+        if self.norm == "frozen" and self.backbone_weights is None and self.start is None:
+            raise ValueError(
+                "norm is 'frozen' without backbone_weights or start: there are no statistics to keep, use 'group'"
+            )
         if self.norm == "group" and self.backbone_weights is not None:
             raise ValueError("norm is 'group' with backbone_weights, which are of batch norms: use 'frozen' or 'batch'")
         if self.start is not None and self.backbone_weights is not None:
             raise ValueError("start and backbone_weights are both given, but start brings a backbone: leave one out")
-        if self.start == RENDERED and self.name != "tiny":
-            raise ValueError(f"start is {RENDERED!r}, which is of size tiny, but name is {self.name!r}")
         return self
 
     @property

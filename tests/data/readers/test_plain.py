@@ -41,3 +41,23 @@ def test_nothing_there(tmp_path):
         open_folder(tmp_path, "coco3")
     with pytest.raises(DataError, match="holds no image: expected files"):
         open_folder(tmp_path, "plain")
+
+
+def test_masks_beside_images_are_no_images(tmp_path):
+    """The parts of StarDist's DSB 2018: neither the masks nor the test images may train."""
+    for part in ("train", "test"):
+        save_pictures(tmp_path / part / "images", ".tif")
+        save_pictures(tmp_path / part / "masks", ".tif")
+    assert find_layout(tmp_path).format == "plain"
+    with pytest.raises(DataError, match="holds masks in test/masks/, which would count as images here") as caught:
+        open_folder(tmp_path)
+    assert "instances/PART" in str(caught.value) and str(caught.value).endswith(f"{tmp_path / 'test/images'}.")
+    assert open_folder(tmp_path / "test" / "images").train_ids == ("a", "b", "c")
+
+
+def test_folders_called_like_masks_may_hold_images(tmp_path):
+    save_pictures(tmp_path / "masks")  # of faces, say
+    Pillow.new("L", (9, 9)).save(tmp_path / "masks" / "other.png")
+    (tmp_path / "images").mkdir()
+    Pillow.new("L", (9, 9)).save(tmp_path / "images" / "else.png")
+    assert len(open_folder(tmp_path, "plain").train_ids) == 5

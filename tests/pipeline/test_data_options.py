@@ -138,7 +138,8 @@ def test_files_that_changed_before_anything_costly_are_named(
 
 def test_a_test_part_that_is_lost_is_told(scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     convert(open_folder(scenes), tmp_path / "coco", "coco")
-    (tmp_path / "coco" / "annotations" / "instances_test.json").write_text("{")
+    part = tmp_path / "coco" / "annotations" / "instances_test.json"
+    part.write_text(part.read_text()[:-40])
     check_folder(tmp_path / "coco", keep_going=True, out=tmp_path / "out")
     assert "warning: there is no test image" in capsys.readouterr().out
     check_folder(scenes, keep_going=True)

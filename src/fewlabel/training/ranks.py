@@ -4,8 +4,10 @@ Each process, called a rank, sees batches of its own; gradients are averaged, so
 written by the first rank alone.
 """
 
+import atexit
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -41,7 +43,15 @@ def join() -> str | None:
     # objects over the ranks and divides it by their number again, so that masks weigh too much.
     if not dist.is_initialized():
         dist.init_process_group(backend, timeout=PATIENCE)
+        atexit.register(_leave)
     return device
+
+
+def _leave() -> None:
+    """Close the connections while the interpreter still can: what is left open at its end may abort the process."""
+    if dist.is_initialized():
+        with suppress(RuntimeError):  # the others are gone already
+            dist.destroy_process_group()
 
 
 def size() -> int:
@@ -83,6 +93,8 @@ def first_only(work: Callable[[], Value]) -> Value:
             sentence = FewlabelError(f"The first process failed ({first_line(error)}); what it says tells why.")
             told = [None, error if isinstance(error, FewlabelError) else sentence]
     dist.broadcast_object_list(told, src=0)
+    if told[1] is not None:
+        dist.barrier()  # the first rank ends soon; nobody may be reading from it still
     if failure is not None:
         raise failure
     if told[1] is not None:

@@ -57,6 +57,7 @@ config = LoopConfig(steps=6, batch=4, lr=0.05, log_every=2, checkpoint_seconds=0
 fit(model, step_loss, config, out / "run", seed=0, label="together")
 facts |= {"steps": steps, "weights": model.weight.flatten().tolist()}
 (out / f"{me}.json").write_text(json.dumps(facts))
+ranks.end(0)
 """
 
 
@@ -121,6 +122,7 @@ def test_two_ranks_take_the_steps_of_one_with_both_batches(two, tmp_path):
 
 
 def test_alone_nothing_is_asked_of_others():
+    ranks.end(3)  # does nothing
     assert ranks.join() is None
     assert (ranks.size(), ranks.rank(), ranks.is_first()) == (1, 0, True)
     assert ranks.first_only(lambda: 7) == 7

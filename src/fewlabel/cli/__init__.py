@@ -1,5 +1,6 @@
 """The command line: one thin function per command, heavy imports inside, so that help is instant."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -241,6 +242,18 @@ app.command("pretrain")(pretrain_command)
 
 def main() -> None:
     """Entry point: a user's error is one sentence on standard error and status 2."""
+    try:
+        _main()
+    except SystemExit as leaving:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            from fewlabel.training.ranks import end
+
+            end(leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None))
+        raise
+
+
+def _main() -> None:
+    """Run the command that was typed; ends by SystemExit."""
     try:
         app()
     except FewlabelError as error:

@@ -4,10 +4,9 @@ Each process, called a rank, sees batches of its own; gradients are averaged, so
 written by the first rank alone.
 """
 
-import atexit
 import os
+import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -43,15 +42,22 @@ def join() -> str | None:
     # objects over the ranks and divides it by their number again, so that masks weigh too much.
     if not dist.is_initialized():
         dist.init_process_group(backend, timeout=PATIENCE)
-        atexit.register(_leave)
     return device
 
 
-def _leave() -> None:
-    """Close the connections while the interpreter still can: what is left open at its end may abort the process."""
-    if dist.is_initialized():
-        with suppress(RuntimeError):  # the others are gone already
-            dist.destroy_process_group()
+def end(status: int) -> None:
+    """End this process if it is one of several; one that is alone goes on.
+
+    Without the interpreter's own end: its threads that hold connections to ranks that are gone abort there now and
+    then, and a run that is done would end with an error.
+
+    Args:
+        status: Of the process.
+    """
+    if size() > 1:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(status)
 
 
 def size() -> int:

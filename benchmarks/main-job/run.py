@@ -19,7 +19,7 @@ from fewlabel.core.provenance import commit
 from fewlabel.pipeline.folder import RunFolder
 from fewlabel.pipeline.trained import student_folder
 from fewlabel.recipe import Recipe, load_recipe
-from fewlabel.training.loop import LOG
+from fewlabel.training.log import LOG
 
 HERE = Path(__file__).parent
 RECIPE = HERE.parents[1] / "recipes" / "scalpel-sirst.yaml"

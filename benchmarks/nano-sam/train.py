@@ -36,7 +36,7 @@ import torch  # noqa: E402  the thread limits have to be set before numpy starts
 from fewlabel.core.files import read_json, write_json  # noqa: E402
 from fewlabel.sam.pretrain import PRESETS, PretrainConfig, configure, pretrain, publish  # noqa: E402
 from fewlabel.sam.pretrain_batches import AHEAD  # noqa: E402
-from fewlabel.training.loop import LOG, read_log  # noqa: E402
+from fewlabel.training.log import LOG, read_log  # noqa: E402
 
 HERE = Path(__file__).parent
 RESERVE = 0.97  # share of the budget that the steps are to take: checkpoints and a busy machine take the rest

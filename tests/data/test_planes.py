@@ -15,9 +15,10 @@ from PIL import Image as Pillow
 from fewlabel.core.masks import encode, encode_many
 from fewlabel.core.radiometry import Radiometry
 from fewlabel.core.types import Image
-from fewlabel.data import augment, planes, windows
+from fewlabel.data import augment, planes
 from fewlabel.data.augment import AugmentConfig, crop_batch
 from fewlabel.data.joined import PREFIX, JoinedDataset
+from fewlabel.data.large import LargeImage
 from fewlabel.data.planes import ObjectPlane, TargetPlane, WeightPlane
 from fewlabel.data.pool import PatchPool, loaders, unlabelled_loaders
 from fewlabel.data.readers import open_folder
@@ -70,7 +71,7 @@ def both(data, load, monkeypatch):
     """The patch of the only image, read whole and read by windows."""
     (id,) = data.train_ids
     whole = load(data, [id])[0]()
-    monkeypatch.setattr(windows, "HELD", 100)
+    monkeypatch.setattr("fewlabel.data.large.HELD", 100)
     monkeypatch.setattr(augment, "BAND", 37)
     return whole, load(data, [id])[0]()
 
@@ -127,7 +128,7 @@ def test_a_crop_reads_its_window_alone(tmp_path, monkeypatch):
 
 def test_large_images_take_no_room_in_a_cache(tmp_path, monkeypatch):
     data = open_folder(make(tmp_path, ".tif"), "coco")
-    monkeypatch.setattr(windows, "HELD", 100)
+    monkeypatch.setattr("fewlabel.data.large.HELD", 100)
     opened, own = [], type(data).opened
     monkeypatch.setattr(type(data), "opened", lambda self, id: opened.append(id) or own(self, id))
     pool = PatchPool([(1, loaders(data, ["a", "a", "a"]))], cache=30_000)
@@ -149,9 +150,9 @@ def test_joined_images_are_read_by_windows_too(tmp_path, monkeypatch):
     tifffile.imwrite(further / "b.tif", np.arange(4000, dtype=np.uint16).reshape(50, 80))
     data = JoinedDataset(open_folder(own, "coco"), open_folder(further, "plain"))
     assert isinstance(data.opened("a"), Image) and isinstance(data.opened(PREFIX + "b"), Image)
-    monkeypatch.setattr(windows, "HELD", 100)
+    monkeypatch.setattr("fewlabel.data.large.HELD", 100)
     image = data.opened(PREFIX + "b")
-    assert isinstance(image, windows.LargeImage) and image.id == PREFIX + "b" and image.size == (50, 80)
+    assert isinstance(image, LargeImage) and image.id == PREFIX + "b" and image.size == (50, 80)
     opened = data.opened("a")
     assert len(data.labels("a", opened).instances) == 25
 

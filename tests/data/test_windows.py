@@ -11,9 +11,9 @@ from PIL import Image as Picture
 
 from fewlabel.core.errors import DataError
 from fewlabel.core.types import Image
-from fewlabel.data import windows
+from fewlabel.data.large import is_large
 from fewlabel.data.pixels import FileError, read_image
-from fewlabel.data.windows import ImageWindows, NpyWindows, StoredWindows, TiffWindows, is_large, open_windows
+from fewlabel.data.windows import ImageWindows, NpyWindows, StoredWindows, TiffWindows, open_windows
 
 SIZE = (53, 71)
 
@@ -295,7 +295,7 @@ def test_large_is_told_by_the_header(tmp_path, monkeypatch, ending, channels):
     else:
         Picture.fromarray(pixels).save(path)
     for held, large in ((60 * 41, False), (60 * 41 - 1, True)):
-        monkeypatch.setattr(windows, "HELD", held)
+        monkeypatch.setattr("fewlabel.data.large.HELD", held)
         assert is_large(path) is large
     path.write_bytes(path.read_bytes()[:20])
     assert not is_large(path), "what is wrong with it is told by reading it"

@@ -31,7 +31,8 @@ from fewlabel.recipe import InstanceRecipe, load_recipe
 from fewlabel.s4m.batches import stacked
 from fewlabel.s4m.teacher import Labelled
 from fewlabel.sam.catalogue import find
-from fewlabel.training.loop import LOG, WEIGHTS, _step_seed, read_log
+from fewlabel.training.log import LOG, read_log
+from fewlabel.training.loop import WEIGHTS, _step_seed
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 SCENES = ObjectsConfig(styles=(1, 0, 0, 0), objects=(2, 4), radius=(8, 20), parts=0)

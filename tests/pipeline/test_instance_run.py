@@ -20,7 +20,7 @@ from fewlabel.data.synth.objects_coco import write_coco_dataset
 from fewlabel.pipeline.folder import MANIFEST, S4M
 from fewlabel.pipeline.start import run_of
 from fewlabel.recipe import InstanceRecipe, load_recipe
-from fewlabel.training.loop import LOG, read_log
+from fewlabel.training.log import LOG, read_log
 
 RECIPE = """
 name: tiny

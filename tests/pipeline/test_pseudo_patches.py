@@ -7,7 +7,6 @@ from scipy import ndimage
 
 from fewlabel.core.masks import encode, encode_many
 from fewlabel.core.types import Instances
-from fewlabel.data import windows
 from fewlabel.data.augment import AugmentConfig, crop_batch
 from fewlabel.data.readers import open_folder
 from fewlabel.labels.soft import write_soft
@@ -42,7 +41,7 @@ def test_crops_of_a_large_pseudo_labelled_image(tmp_path, monkeypatch, unsure):
     write_soft(tmp_path / "soft/a.png", rng.random(SIZE))
     (load,) = pseudo_loaders(open_folder(tmp_path / "images", "plain"), store, ["a"], tmp_path / "soft")
     whole = load()
-    monkeypatch.setattr(windows, "HELD", 100)
+    monkeypatch.setattr("fewlabel.data.large.HELD", 100)
     large = load()
     assert isinstance(whole.image, np.ndarray) and not isinstance(large.image, np.ndarray)
     for seed in range(12):

@@ -1,8 +1,6 @@
 """Refinement by SAM: with answers that are known, with a tiny random SAM 2, and with nano-SAM."""
 
-import importlib.util
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +9,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from tests.sam import tiny_sam as tiny
 
 from fewlabel.data.views import View
 from fewlabel.s4m.pseudo import Pseudo, content_cells, image_masks
@@ -294,11 +293,7 @@ def test_options_are_checked(wrong):
 
 @pytest.fixture(scope="module")
 def tiny_sam2():
-    path = Path(__file__).parents[1] / "sam" / "tiny_sam.py"
-    spec = importlib.util.spec_from_file_location("tiny_sam", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return PromptableSegmenter(module.tiny_sam2(), "sam2", "tiny SAM 2").eval().requires_grad_(False)
+    return PromptableSegmenter(tiny.tiny_sam2(), "sam2", "tiny SAM 2").eval().requires_grad_(False)
 
 
 def test_a_real_sam2_is_asked_as_published(tiny_sam2):

@@ -1,13 +1,11 @@
 """Structural distillation: query points, the teacher's rows on SAM's cells, and the distance of the two."""
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.sam import tiny_sam as tiny
 
 from fewlabel.core.errors import ModelError
 from fewlabel.data.views import View
@@ -15,10 +13,6 @@ from fewlabel.s4m.similarity import SimilarityTarget, _reading, query_points, si
 from fewlabel.sam.frames import Frame
 from fewlabel.sam.promptable import PromptableSegmenter
 from fewlabel.sam.tokens import anchors, prompted_tokens, similarity_rows
-
-_SPEC = importlib.util.spec_from_file_location("tiny_sam", Path(__file__).parents[1] / "sam" / "tiny_sam.py")
-tiny = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(tiny)
 
 
 def rng(seed=0):

@@ -1,12 +1,11 @@
 """SAM's side of structural distillation: the same rows with caches and without, and no work done twice."""
 
-import importlib.util
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
+from tests.sam import tiny_sam as tiny
 
 from fewlabel.core.errors import ModelError, RunError
 from fewlabel.data.views import View
@@ -15,10 +14,6 @@ from fewlabel.s4m.similarity_targets import RowCache, SamSimilarity
 from fewlabel.sam.cache import EmbeddingCache, image_hash
 from fewlabel.sam.promptable import PromptableSegmenter
 from fewlabel.sam.tokens import similarity_rows
-
-_SPEC = importlib.util.spec_from_file_location("tiny_sam", Path(__file__).parents[1] / "sam" / "tiny_sam.py")
-tiny = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(tiny)
 
 POINTS = 12
 

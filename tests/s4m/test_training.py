@@ -1,6 +1,5 @@
 """Both stages with the smallest network and a tiny SAM: what is off changes nothing, what is on reaches the loss."""
 
-import importlib.util
 from dataclasses import replace
 from pathlib import Path
 from zlib import crc32
@@ -8,6 +7,7 @@ from zlib import crc32
 import numpy as np
 import pytest
 import torch
+from tests.sam import tiny_sam as tiny
 
 from fewlabel.core.types import Instances
 from fewlabel.data.instance_crops import CropConfig, Record, RecordPool
@@ -24,7 +24,8 @@ from fewlabel.s4m.teacher import TeachConfig, slow_parts, teach
 from fewlabel.sam.promptable import PromptableSegmenter
 from fewlabel.training.checkpoint import weights_sha256
 from fewlabel.training.ema import BurnInEma
-from fewlabel.training.loop import LOG, WEIGHTS, read_log
+from fewlabel.training.log import LOG, read_log
+from fewlabel.training.loop import WEIGHTS
 
 CROPS = CropConfig(crop=64)
 SHORT = {"steps": 3, "batch": 2, "lr": 1e-3, "clip": 1.0, "checkpoint_seconds": 1000, "log_every": 1}
@@ -38,11 +39,7 @@ def network(seed: int = 0) -> InstanceSegmenter:
 
 @pytest.fixture(scope="module")
 def sam() -> PromptableSegmenter:
-    path = Path(__file__).parents[1] / "sam" / "tiny_sam.py"
-    spec = importlib.util.spec_from_file_location("tiny_sam", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return PromptableSegmenter(module.tiny_sam2(), "sam2", "tiny SAM 2").eval().requires_grad_(False)
+    return PromptableSegmenter(tiny.tiny_sam2(), "sam2", "tiny SAM 2").eval().requires_grad_(False)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from fewlabel.core.types import Image, Instances, Labelled, Unlabelled
-from fewlabel.data.windows import LargeImage
+from fewlabel.data.large import LargeImage
 
 
 class Canvas(Protocol):
@@ -105,7 +105,7 @@ class Dataset(Protocol):
         ...
 
     def opened(self, id: str) -> Image | LargeImage:
-        """The image, by windows if it has more than `fewlabel.data.windows.HELD` pixels; DataError as `image`.
+        """The image, by windows if it has more than `fewlabel.data.large.HELD` pixels; DataError as `image`.
 
         A radiometry whose statistics need the whole image has it read as a whole whatever its size.
         """

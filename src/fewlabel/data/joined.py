@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from fewlabel.core.types import Image, Labelled, Unlabelled
 from fewlabel.data.dataset import Canvas, Dataset, Labels
-from fewlabel.data.windows import LargeImage
+from fewlabel.data.large import LargeImage
 
 PREFIX = "unlabelled__"
 """How the ids of the further images begin, so that they meet none of the data set's own."""

@@ -10,8 +10,8 @@ import numpy as np
 
 from fewlabel.core import rle
 from fewlabel.core.masks import Rle, areas, decode
+from fewlabel.data.large import LargeImage
 from fewlabel.data.moments import prepared_windows
-from fewlabel.data.windows import LargeImage
 
 
 class Plane(Protocol):

@@ -16,8 +16,8 @@ from fewlabel.core.radiometry import standardise
 from fewlabel.core.types import Image, Labelled
 from fewlabel.data.augment import Patch
 from fewlabel.data.dataset import Dataset
+from fewlabel.data.large import LargeImage
 from fewlabel.data.planes import GreyPlane, ObjectPlane, Plane, TargetPlane, WeightPlane
-from fewlabel.data.windows import LargeImage
 
 if TYPE_CHECKING:
     from fewlabel.data.synth.infrared import Scene

@@ -11,7 +11,6 @@ may be used in threads.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -19,19 +18,14 @@ import numpy as np
 import tifffile
 
 from fewlabel.core.errors import DataError
-from fewlabel.core.radiometry import Radiometry
-from fewlabel.core.types import STANDARD, Image
+from fewlabel.core.types import Image
 from fewlabel.data import npy
-from fewlabel.data.decoders import ORIENTATION, PLAIN_TIFF, FileError, announced_size, check_size, translated
+from fewlabel.data.decoders import ORIENTATION, PLAIN_TIFF, FileError, translated
 from fewlabel.data.pixels import MAX_PIXELS, read_stored
-
-HELD = 2**24
-"""Pixels up to which an image is read as a whole."""
 
 MAX_WINDOWED = 2**32 - 1  # height x width; COCO's run-length codes count in 32 bits
 LARGE_SEGMENT = 2**24  # pixels of a tile or strip; decoding larger ones again for each window costs more than keeping
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_SPARSE = 256  # pixels in a byte of a file, beyond which an image shows next to nothing
 _TYPES = ("bool", "uint8", "int8", "uint16", "int16", "float16", "float32", "float64")
 _BITS = (1, 8, 16, 32, 64)
 
@@ -255,59 +249,6 @@ class TiffWindows(_Windows):
                         source = _float32(part.transpose(2, 0, 1)[: into.stop - into.start])
                         result[into, y : y + part.shape[0], x : x + part.shape[1]] = source
         return result
-
-
-@dataclass(frozen=True)
-class LargeImage:
-    """An image of a data set that is read by windows.
-
-    Attributes:
-        id: Name that is unique in its data set.
-        reader: Its windows.
-        path: The file.
-        radiometry: How its data set's values become the input of networks.
-    """
-
-    id: str
-    reader: WindowReader
-    path: Path
-    radiometry: Radiometry = STANDARD
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Rows and columns."""
-        return self.reader.size
-
-    @property
-    def height(self) -> int:
-        """Rows."""
-        return self.reader.size[0]
-
-    @property
-    def width(self) -> int:
-        """Columns."""
-        return self.reader.size[1]
-
-
-def is_large(path: Path) -> bool:
-    """Whether a file announces more than `HELD` pixels; one that cannot be read does not.
-
-    A file of so few bytes that such an image would show next to nothing is not opened, so small files cost nothing.
-    """
-    try:
-        if path.stat().st_size * _SPARSE <= HELD:
-            return False
-        height, width = announced_size(path)
-    except (OSError, FileError):  # reading the file says what is wrong with it
-        return False
-    return height * width > HELD
-
-
-def open_large(path: Path, id: str, radiometry: Radiometry, *, max_pixels: int = MAX_PIXELS) -> LargeImage:
-    """Open an image to be read by windows; FileError as `open_windows`, and if it has more than ``max_pixels``."""
-    reader = open_windows(path, max_pixels=max_pixels)
-    check_size(*reader.size, path, max_pixels)
-    return LargeImage(id, reader, path, radiometry)
 
 
 def open_windows(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> WindowReader:

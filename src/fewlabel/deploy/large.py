@@ -13,10 +13,11 @@ from fewlabel.core.banded import banded_instances
 from fewlabel.core.errors import DataError
 from fewlabel.core.radiometry import apply
 from fewlabel.core.types import Image, Instances
+from fewlabel.data.large import HELD
 from fewlabel.data.moments import WHOLE, Rows, prepared_windows, whole_rows
 from fewlabel.data.pixels import MAX_PIXELS, read_image
 from fewlabel.data.tiles import bands
-from fewlabel.data.windows import HELD, ImageWindows, StoredWindows, WindowReader, open_windows
+from fewlabel.data.windows import ImageWindows, StoredWindows, WindowReader, open_windows
 from fewlabel.deploy.runtime import OnnxStudent, sigmoid
 
 LARGE = 2**22

@@ -34,7 +34,7 @@ from fewlabel.scalpel.teacher import ScalpelTeacher, load_teacher
 from fewlabel.students.detector.network import DETECTOR, Detector
 from fewlabel.students.detector.predict import detect
 from fewlabel.students.predict import predict
-from fewlabel.training.loop import LOG, read_log
+from fewlabel.training.log import LOG, read_log
 
 UNLABELLED_EXAMPLES, TEST_EXAMPLES, ROUTER_IMAGES, ROUTER_TILES = 5, 3, 8, 16
 METHOD_NOTE = (

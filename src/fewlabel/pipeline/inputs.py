@@ -13,12 +13,12 @@ from fewlabel.core.files import sha256_file, sha256_json
 from fewlabel.data.augment import Patch
 from fewlabel.data.dataset import Dataset
 from fewlabel.data.joined import PREFIX, JoinedDataset
+from fewlabel.data.large import LargeImage
 from fewlabel.data.pixels import MAX_PIXELS
 from fewlabel.data.planes import ObjectPlane
 from fewlabel.data.pool import Draw, patch_of_large, patch_of_scene
 from fewlabel.data.readers import FORMATS, find_layout, open_folder
 from fewlabel.data.synth import infrared
-from fewlabel.data.windows import LargeImage
 from fewlabel.labels.soft import read_soft, soft_target
 from fewlabel.labels.store import LabelStore, target_and_weight
 from fewlabel.recipe import DataSection

@@ -30,7 +30,7 @@ from fewlabel.s4m.predict import find_objects
 from fewlabel.s4m.pseudo import image_masks, pseudo_labels
 from fewlabel.s4m.refine import refine
 from fewlabel.sam.promptable import PromptableSegmenter
-from fewlabel.training.loop import LOG, read_log
+from fewlabel.training.log import LOG, read_log
 
 UNLABELLED_EXAMPLES, TEST_EXAMPLES = 4, 4
 SIDE = 768  # pixels: of larger images the middle is shown, so that memory and page stay small

@@ -28,7 +28,8 @@ from fewlabel.sam.pretrain_frozen import FrozenFeatures, check_phase, freeze_enc
 from fewlabel.sam.pretrain_loss import step_loss
 from fewlabel.sam.promptable import PromptableSegmenter
 from fewlabel.training.checkpoint import load_state, read_tensors, weights_sha256
-from fewlabel.training.loop import CHECKPOINT, LOG, UNESSENTIAL, WEIGHTS, FitResult, fit, read_log
+from fewlabel.training.log import LOG, read_log
+from fewlabel.training.loop import CHECKPOINT, UNESSENTIAL, WEIGHTS, FitResult, fit
 
 __all__ = ["PRESETS", "PretrainConfig", "configure", "pretrain", "publish"]
 

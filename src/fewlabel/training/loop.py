@@ -3,14 +3,11 @@
 import hashlib
 import json
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any, Literal
 
 import torch
@@ -18,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from fewlabel.core.errors import RunError
-from fewlabel.core.files import sha256_json, write_text
+from fewlabel.core.files import sha256_json
 from fewlabel.core.progress import progress
 from fewlabel.training import ranks
 from fewlabel.training.checkpoint import (
@@ -30,10 +27,11 @@ from fewlabel.training.checkpoint import (
     save_weights,
 )
 from fewlabel.training.ema import Ema, trainable
+from fewlabel.training.log import LOG, cut_log
+from fewlabel.training.signals import signals
 
 WEIGHTS = "weights.safetensors"
 CHECKPOINT = "checkpoint.safetensors"
-LOG = "log.jsonl"
 UNESSENTIAL = {"checkpoint_seconds", "log_every"}  # options that the weights do not depend on
 
 StepLoss = Callable[[nn.Module, int], dict[str, Tensor]]
@@ -155,7 +153,7 @@ def fit(
     session = _Session(model, config, folder, identity, ema, slow or {})
     session.resume()
     shown = progress(label, config.steps, session.step) if ranks.is_first() else nullcontext(_silent)
-    with _signals() as stopped, shown as advance:
+    with signals() as stopped, shown as advance:
         model.train()
         while session.step < config.steps:
             terms = session.advance(step_loss, seed, label, describe)
@@ -206,7 +204,7 @@ class _Session:
             load_checkpoint(path, self.model, self.ema, self.optimizer, tensors)
             self.step, self.window, self.before = state["step"], state["window"], state["seconds"]
             self.ema.updates = state["ema_updates"]
-        ranks.first_only(lambda: _cut_log(self.folder / LOG, self.step))
+        ranks.first_only(lambda: cut_log(self.folder / LOG, self.step))
 
     def advance(
         self, step_loss: StepLoss, seed: int, label: str, describe: Callable[[int], str] | None
@@ -356,12 +354,6 @@ def _step_seed(seed: int, step: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{step}".encode()).digest()[:8], "little") >> 1
 
 
-def read_log(path: Path) -> list[dict[str, Any]]:
-    """The complete lines of a training's log so far; none where there is no log yet."""
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
-
-
 def _silent(done: int, note: str = "") -> None:
     """Progress that another rank shows."""
 
@@ -370,47 +362,3 @@ def _remove_leftovers(path: Path) -> None:
     """Remove what a killed process left of a file that it was writing."""
     for leftover in path.parent.glob(f".{path.stem}.*{path.suffix}"):
         leftover.unlink()
-
-
-def _cut_log(path: Path, step: int) -> None:
-    """Drop the lines after a step, and a last line that a kill left unfinished."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            if json.loads(line)["step"] > step:
-                break
-        except ValueError:
-            break
-        kept.append(line + "\n")
-    write_text(path, "".join(kept))
-
-
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Within the block SIGTERM and SIGINT only fill the list; a second one acts as it did before.
-
-    Python delivers signals to the main thread alone, so elsewhere the list stays empty.
-    """
-    arrived: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield arrived
-        return
-    kinds = (signal.SIGTERM, signal.SIGINT)
-    before = {kind: signal.getsignal(kind) for kind in kinds}
-
-    def note(kind: int, frame: FrameType | None) -> None:
-        arrived.append(kind)
-        restore()
-
-    def restore() -> None:
-        for kind, handler in before.items():
-            signal.signal(kind, handler)
-
-    for kind in kinds:
-        signal.signal(kind, note)
-    try:
-        yield arrived
-    finally:
-        restore()

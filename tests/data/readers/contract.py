@@ -9,7 +9,7 @@ from PIL import Image as Pillow
 
 from fewlabel.core.errors import DataError
 from fewlabel.core.types import Instances, Labelled, Unlabelled
-from fewlabel.data import windows
+from fewlabel.data.large import LargeImage
 from fewlabel.data.readers import READERS, find_layout, open_folder
 
 SIZES = {"a": (20, 31), "b": (17, 24), "c": (33, 16)}
@@ -98,10 +98,10 @@ class ReaderContract(ABC):
     def test_labels_of_large_images_need_no_pixels(self, tmp_path, monkeypatch):
         data = open_folder(self.make(tmp_path), self.format)
         usual = {id: data.labelled(id) for id in (*data.train_ids, *data.test_ids) if data.has_mask(id)}
-        monkeypatch.setattr(windows, "HELD", 1)
+        monkeypatch.setattr("fewlabel.data.large.HELD", 1)
         for id, sample in usual.items():
             image = data.opened(id)
-            assert isinstance(image, windows.LargeImage)
+            assert isinstance(image, LargeImage)
             assert (image.id, image.size, image.path) == (id, sample.image.size, sample.image.path)
             np.testing.assert_array_equal(image.reader.read(0, 0, *image.size), sample.image.pixels)
             labels = data.labels(id, image)

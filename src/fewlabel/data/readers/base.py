@@ -14,9 +14,9 @@ from fewlabel.core.radiometry import Radiometry
 from fewlabel.core.types import STANDARD, Image, Labelled, Unlabelled
 from fewlabel.data.dataset import Canvas, Problem, first_of
 from fewlabel.data.dataset import Labels as Labels
+from fewlabel.data.large import LargeImage, is_large, open_large
 from fewlabel.data.moments import WHOLE
 from fewlabel.data.pixels import MAX_PIXELS, FileError, read_image
-from fewlabel.data.windows import LargeImage, is_large, open_large
 
 ENDINGS = (".png", ".bmp", ".jpg", ".jpeg", ".tif", ".tiff", ".npy")
 """Endings of image files, in lower case."""

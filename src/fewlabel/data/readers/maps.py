@@ -15,10 +15,10 @@ from fewlabel.core.masks import components
 from fewlabel.core.rle import Spans, box, from_many_spans, label_spans
 from fewlabel.core.types import Instances
 from fewlabel.data.dataset import Canvas
+from fewlabel.data.large import HELD
 from fewlabel.data.pixels import FileError, read_label_map
 from fewlabel.data.readers.base import Labels, refuse_size
 from fewlabel.data.readers.documents import read_text
-from fewlabel.data.windows import HELD
 
 IGNORED = 255
 """Class index of pixels that are neither object nor background."""
